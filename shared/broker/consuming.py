@@ -1,0 +1,145 @@
+"""Takes messages from queues: one channel per queue, settled once, and never inside the library's callback."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
+
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+
+from shared.broker.errors import BrokerError, translated
+from shared.broker.link import Link
+from shared.contracts.base import Message
+
+log = structlog.get_logger(__name__)
+
+M = TypeVar("M", bound=Message)
+
+DeclareQueue = Callable[[AbstractChannel], Awaitable[AbstractQueue]]
+OnMessage = Callable[[AbstractIncomingMessage], None]
+
+SETTLE_TIMEOUT_S = 10.0
+
+
+class Settling:
+    """A message that must be settled exactly once; a second ack would close the channel for all others on it."""
+
+    def __init__(self, incoming: AbstractIncomingMessage) -> None:
+        self._incoming = incoming
+        self._settled = False
+
+    async def ack(self) -> bool:
+        """The message is done with. False if it was lost with its channel, so that somebody else may get it."""
+        return await self._settle(self._incoming.ack)
+
+    async def reject(self) -> bool:
+        """The message is to go to the dead letters (or away, from a queue that has none)."""
+        return await self._settle(lambda: self._incoming.reject(requeue=False))
+
+    async def hand_back(self) -> bool:
+        """Another consumer shall have the message. Never to be used to try again: each time counts as a failure."""
+        return await self._settle(lambda: self._incoming.nack(requeue=True))
+
+    async def _settle(self, how: Callable[[], Awaitable[None]]) -> bool:
+        if self._settled:
+            raise RuntimeError("a message is settled once")
+        self._settled = True
+        try:
+            with translated("settle"):
+                # Shielded: a cancelled ack may be sent and still count as not settled.
+                await asyncio.shield(asyncio.wait_for(how(), SETTLE_TIMEOUT_S))
+        except BrokerError as error:
+            log.info("delivery lost before it was settled", message_id=self._incoming.message_id, cause=str(error))
+            return False
+        return True
+
+
+class Delivery(Settling, Generic[M]):
+    """A work message in this process's hands.
+
+    message_id: the AMQP id, which tells a redelivery of the same message from a second one for the same run.
+    user_id: the login that published it, checked by the broker; None if the publisher did not say.
+    received_at: when it arrived, by the event loop's clock.
+    """
+
+    def __init__(self, message: M, incoming: AbstractIncomingMessage) -> None:
+        super().__init__(incoming)
+        self.message = message
+        self.message_id: str = incoming.message_id or ""
+        self.redelivered: bool = bool(incoming.redelivered)
+        self.user_id: str | None = incoming.user_id
+        self.received_at: float = asyncio.get_running_loop().time()
+
+
+class Consumer:
+    """One queue consumed on a channel of its own, on whichever connection its link has."""
+
+    def __init__(self, link: Link, declare: DeclareQueue, on_message: OnMessage, *, prefetch: int | None) -> None:
+        self._link = link
+        self._declare = declare
+        self._on_message = on_message
+        self._prefetch = prefetch
+        self._stopping = False
+        self._taking: tuple[AbstractChannel, AbstractQueue, str] | None = None
+
+    async def set_up(self, connection: AbstractConnection) -> None:
+        """Starts to consume on a new connection; without a prefetch, messages need no acknowledgement."""
+        if self._stopping:
+            return
+        channel = await self._link.open_channel(connection, publisher_confirms=False)
+        if self._prefetch is not None:
+            await channel.set_qos(prefetch_count=self._prefetch)
+        queue = await self._declare(channel)
+        underlay = await channel.get_underlay_channel()
+        # The queue was deleted, or lost its leader.
+        underlay.on_consumer_cancel_callbacks.add(self._link.break_up)
+        tag = await queue.consume(self._take, no_ack=self._prefetch is None)
+        self._taking = (channel, queue, tag)
+
+    async def _take(self, incoming: AbstractIncomingMessage) -> None:
+        # aio-pika makes a task of this callback and cancels it with the channel; order between messages holds only
+        # up to the first await. So nothing is awaited here: the message is handed over, and this task is over.
+        try:
+            self._on_message(incoming)
+        except Exception:
+            log.exception("a message could not be handed over", message_type=incoming.type)
+            if self._prefetch is not None:
+                await Settling(incoming).reject()
+
+    async def stop(self) -> None:
+        """Takes no more messages; those already taken can still be settled."""
+        self._stopping = True
+        if self._taking is None:
+            return
+        channel, queue, tag = self._taking
+        if channel.is_closed:
+            return
+        try:
+            with translated("stop consuming"):
+                await queue.cancel(tag, timeout=5)
+        except BrokerError as error:
+            log.info("consumer went with its connection", cause=str(error))
+
+    async def close(self) -> None:
+        """Closes the channel: what was taken and not settled goes back to the queue."""
+        if self._taking is None:
+            return
+        channel = self._taking[0]
+        channel.close_callbacks.discard(self._link.break_up)
+        try:
+            with translated("close channel"):
+                await asyncio.wait_for(channel.close(), SETTLE_TIMEOUT_S)
+        except BrokerError as error:
+            log.info("channel went with its connection", cause=str(error))
+
+
+@asynccontextmanager
+async def consuming(consumer: Consumer, link: Link) -> AsyncIterator[None]:
+    """Consumes while the context lasts, over reconnects. On leaving no more is taken; closing is left to the caller."""
+    await link.add(consumer.set_up)
+    try:
+        yield
+    finally:
+        await link.remove(consumer.set_up)
+        await consumer.stop()

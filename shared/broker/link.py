@@ -1,0 +1,152 @@
+"""One AMQP connection that is kept: whatever breaks on it, all of it is closed and set up anew.
+
+aio-pika's robust connection restores each part by itself; one queue or channel that cannot be restored then takes
+the connection down again and again, and errors in its callbacks vanish. Here a connection and what is set up on it
+live and die as one, so that there is a single path, for the start as for every repair.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aio_pika
+import structlog
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from yarl import URL
+
+from shared.broker.errors import BrokerError, BrokerUnavailable, translated
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_S = 10
+CONNECT_TIMEOUT_S = 5.0
+SET_UP_TIMEOUT_S = 30.0
+FIRST_CONNECT_S = 30.0
+RECONNECT_S = 1.0
+CLOSE_TIMEOUT_S = 5.0
+
+SetUp = Callable[[AbstractConnection], Awaitable[None]]
+
+
+def amqp_url(url: str) -> str:
+    """`url` with the heartbeat that detects a dead peer within half a minute, unless it names one itself."""
+    parsed = URL(url)
+    return str(parsed if "heartbeat" in parsed.query else parsed.update_query(heartbeat=HEARTBEAT_S))
+
+
+class Link:
+    """A connection and the set-ups that make its channels and consumers, in the order in which they were added."""
+
+    def __init__(self, url: str, process: str, purpose: str) -> None:
+        self.purpose = purpose
+        self._url = amqp_url(url)
+        self._name = f"{process} {purpose}"
+        self._set_ups: list[SetUp] = []
+        self._connection: AbstractConnection | None = None
+        self._broken = asyncio.Event()
+        self._changing = asyncio.Lock()
+        self._up = asyncio.Event()
+
+    @property
+    def is_up(self) -> bool:
+        """The connection stands and everything is set up on it."""
+        return self._up.is_set()
+
+    async def wait_up(self, timeout: float) -> None:
+        """Returns when the link is up. Raises BrokerUnavailable after `timeout` seconds."""
+        if self._up.is_set():
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                await self._up.wait()
+        except TimeoutError:
+            raise BrokerUnavailable(f"{self._name}: no connection to the broker") from None
+
+    async def add(self, set_up: SetUp) -> None:
+        """Runs `set_up` on the present connection, and on every later one. Raises BrokerError if it fails now."""
+        async with self._changing:
+            if self._connection is not None:
+                with translated(f"{self._name}: set up"):
+                    await set_up(self._connection)
+            self._set_ups.append(set_up)
+
+    async def remove(self, set_up: SetUp) -> None:
+        """`set_up` will not be run again."""
+        async with self._changing:
+            self._set_ups.remove(set_up)
+
+    async def open_channel(self, connection: AbstractConnection, **options: Any) -> AbstractChannel:
+        """A channel of `connection` whose end, for whatever reason, is the end of the connection."""
+        channel: AbstractChannel = connection.channel(**options)
+        await channel.initialize(timeout=CONNECT_TIMEOUT_S)
+        channel.close_callbacks.add(self.break_up)
+        return channel
+
+    def break_up(self, *_: object) -> None:
+        """The connection is of no use any more: close it and make a new one."""
+        self._broken.set()
+
+    async def keep(self, opened: asyncio.Event) -> None:
+        """Connects and reconnects for ever; sets `opened` after the first time. Runs until it is cancelled."""
+        while True:
+            try:
+                with translated(f"{self._name}: connect"):
+                    await self._hold_one(opened)
+            except BrokerError as error:
+                log.warning("broker connection lost", link=self._name, cause=str(error))
+            # Not all processes at once: after a broker restart they all come back.
+            await asyncio.sleep(RECONNECT_S * random.uniform(0.2, 1.0))
+
+    async def _hold_one(self, opened: asyncio.Event) -> None:
+        connection = await aio_pika.connect(
+            self._url, timeout=CONNECT_TIMEOUT_S, client_properties={"connection_name": self._name}
+        )
+        self._broken = asyncio.Event()
+        connection.close_callbacks.add(self.break_up)
+        try:
+            async with self._changing, asyncio.timeout(SET_UP_TIMEOUT_S):
+                for set_up in self._set_ups:
+                    await set_up(connection)
+                self._connection = connection
+            if not self._broken.is_set():
+                log.info("broker connected", link=self._name)
+                self._up.set()
+                opened.set()
+            await self._broken.wait()
+            raise BrokerUnavailable(f"{self._name}: closed")
+        finally:
+            self._up.clear()
+            self._connection = None
+            await self._close(connection)
+
+    async def _close(self, connection: AbstractConnection) -> None:
+        connection.close_callbacks.discard(self.break_up)
+        try:
+            with translated("close"):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await connection.close()
+        except BrokerError as error:
+            log.debug("broker connection closed roughly", link=self._name, cause=str(error))
+
+
+@asynccontextmanager
+async def kept(*links: Link) -> AsyncIterator[None]:
+    """Keeps `links` while the context lasts. Raises BrokerUnavailable if no broker answers within 30 s of the start."""
+    opened = [asyncio.Event() for _ in links]
+    async with asyncio.TaskGroup() as tasks:
+        keeping = [
+            tasks.create_task(link.keep(event), name=f"keep {link.purpose}")
+            for link, event in zip(links, opened, strict=True)
+        ]
+        try:
+            try:
+                async with asyncio.timeout(FIRST_CONNECT_S):
+                    await asyncio.gather(*(event.wait() for event in opened))
+            except TimeoutError:
+                raise BrokerUnavailable(f"no broker within {FIRST_CONNECT_S:.0f} s of the start") from None
+            yield
+        finally:
+            for task in keeping:
+                task.cancel()

@@ -1,0 +1,108 @@
+"""What every contract is made of: the base models, and the field types that several of them use."""
+
+from datetime import datetime
+from typing import Annotated, Generic, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, StringConstraints
+
+INT64_MAX = 2**63 - 1
+METADATA_MAX_DEPTH = 8
+METADATA_MAX_CHARACTERS = 16_384
+TEXT_MAX_CHARACTERS = 100_000
+
+
+class Contract(BaseModel):
+    """A value that crosses a process border.
+
+    Strict and closed when it is made: what is sent is exactly what is declared. `read` is for bytes from the broker,
+    where a newer sender may have added fields.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="null")
+
+    @classmethod
+    def read(cls, body: bytes) -> Self:
+        """The contract in `body`, unknown fields ignored. Raises pydantic.ValidationError."""
+        return cls.model_validate_json(body, extra="ignore")
+
+    def to_json(self) -> bytes:
+        """The bytes that travel."""
+        return self.model_dump_json().encode()
+
+
+class Message(Contract):
+    """A contract that travels by itself; its class name is the AMQP `type`, its route is in `routes`."""
+
+
+ReplyT = TypeVar("ReplyT", bound=Contract)
+
+
+class Request(Message, Generic[ReplyT]):
+    """A message that is answered with a `ReplyT`, or with a `Problem`."""
+
+    @classmethod
+    def reply_type(cls) -> type[Contract]:
+        """The class that `Request[...]` was given where this request was declared."""
+        for base in cls.__mro__:
+            arguments: tuple[type[Contract], ...] = getattr(base, "__pydantic_generic_metadata__", {}).get("args", ())
+            if arguments:
+                return arguments[0]
+        raise TypeError(f"{cls.__name__} does not say what answers it")
+
+
+def _storable(value: JsonValue, depth: int = 0) -> int:
+    """The length of `value` in characters, roughly as JSON. Raises ValueError for what MongoDB cannot hold."""
+    if depth > METADATA_MAX_DEPTH:
+        raise ValueError(f"may be nested {METADATA_MAX_DEPTH} levels deep at most")
+    match value:
+        case dict():
+            if any("\0" in key for key in value):
+                raise ValueError("a key may not contain the character NUL")
+            return sum(len(key) + _storable(item, depth + 1) + 4 for key, item in value.items())
+        case list():
+            return sum(_storable(item, depth + 1) + 1 for item in value)
+        case str():
+            return len(value) + 2
+        case bool() | None:
+            return 4
+        case int():
+            if abs(value) > INT64_MAX:
+                raise ValueError("an integer may have 64 bits at most")
+            return 20
+        case float():
+            return 20
+
+
+def _storable_metadata(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    if _storable(metadata) > METADATA_MAX_CHARACTERS:
+        raise ValueError(f"may be {METADATA_MAX_CHARACTERS} characters long at most")
+    return metadata
+
+
+def _with_zone(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("a time needs a time zone")
+    return moment
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+"""A UUID in its usual lower-case form; Parley makes version 7."""
+
+TenantId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+"""An AMQP routing key: of a subscriber or of a worker."""
+
+Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_CHARACTERS), AfterValidator(_not_blank)]
+Title = Annotated[str, StringConstraints(max_length=200)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
+Time = Annotated[datetime, AfterValidator(_with_zone)]
+"""A moment with its time zone; sent as RFC 3339 in UTC."""
+
+Cursor = Annotated[str, StringConstraints(min_length=1, max_length=200)]

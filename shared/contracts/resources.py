@@ -1,0 +1,120 @@
+"""The resources that clients see: conversation, run, message, and the pages they come in."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from shared.contracts.base import Contract, Cursor, Id, Metadata, ModelName, TenantId, Text, Time, Title
+from shared.contracts.problems import RunError
+
+Role = Literal["system", "user", "assistant"]
+RunStatus = Literal["waiting", "queued", "running", "cancelling", "cancelled", "completed", "failed", "incomplete"]
+FinishReason = Literal["stop", "length", "content_filter"]
+ActiveStatus = Literal["queued", "running", "cancelling"]
+TerminalStatus = Literal["cancelled", "completed", "failed", "incomplete"]
+Scope = Literal["admin", "chat"]
+
+ACTIVE: frozenset[str] = frozenset({"queued", "running", "cancelling"})
+TERMINAL: frozenset[str] = frozenset({"cancelled", "completed", "failed", "incomplete"})
+
+
+class InputMessage(Contract):
+    """One message of a turn's input, or of a prompt."""
+
+    role: Role
+    content: Text
+
+
+class Usage(Contract):
+    """What a run cost; `estimated` when the provider gave no counts."""
+
+    input_tokens: int
+    output_tokens: int
+    estimated: bool
+
+
+class Receipt(Contract):
+    """The proof of a cancel: where the answer ended, and that the provider's stream is closed."""
+
+    attempt: int
+    offset: int
+    upstream_closed: bool
+    usage: Usage | None
+
+
+class Citation(Contract):
+    """A passage that the prompt held."""
+
+    source_id: Id
+    title: str
+    passage: str
+    score: float
+
+
+class Run(Contract):
+    """The work of answering a turn, with the same id. `output` is the text that the store knows so far."""
+
+    id: Id
+    conversation_id: Id | None
+    status: RunStatus
+    attempt: int
+    """0 until a worker has taken the run."""
+    model: ModelName
+    output: str | None
+    finish_reason: FinishReason | None
+    usage: Usage | None
+    error: RunError | None
+    receipt: Receipt | None
+    citations: tuple[Citation, ...] = Field(default=(), strict=False)
+    metadata: Metadata
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+
+
+class Conversation(Contract):
+    """An ordered series of turns with one chatbot, or with none."""
+
+    id: Id
+    chatbot_id: Id | None
+    title: Title | None
+    metadata: Metadata
+    active_run_id: Id | None
+    created_at: Time
+    updated_at: Time
+
+
+class ConversationPage(Contract):
+    """Conversations, newest first."""
+
+    data: tuple[Conversation, ...] = Field(strict=False)
+    next_cursor: Cursor | None
+
+
+class ConversationMessage(Contract):
+    """One message of a conversation; `id` is `<run_id>.<n>`, n counted from 0 within the turn, the answer last."""
+
+    id: str
+    role: Role
+    content: str
+    run_id: Id
+    status: RunStatus
+    citations: tuple[Citation, ...] = Field(default=(), strict=False)
+    created_at: Time
+
+
+class MessagePage(Contract):
+    """Messages in the order asked for."""
+
+    data: tuple[ConversationMessage, ...] = Field(strict=False)
+    next_cursor: Cursor | None
+
+
+class KeyGrant(Contract):
+    """What the holder of a key may do, and for whom."""
+
+    key_id: str
+    tenant: TenantId
+    scope: Scope
+    bootstrap: bool = False
+    """The operator's own key, the only one that manages tenants."""

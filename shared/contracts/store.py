@@ -1,0 +1,200 @@
+"""What others ask of the conversation store and wait for: the RPCs of `chat.requests`."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+    model_validator,
+)
+
+from shared.contracts.base import Contract, Cursor, Id, Key, Metadata, ModelName, Request, TenantId, Time, Title
+from shared.contracts.resources import (
+    Conversation,
+    ConversationPage,
+    InputMessage,
+    KeyGrant,
+    MessagePage,
+    Run,
+)
+
+PAGE_LIMIT_MAX = 200
+PAGE_LIMIT_DEFAULT = 50
+PageLimit = Annotated[int, Field(ge=1, le=PAGE_LIMIT_MAX)]
+
+
+class Done(Contract):
+    """The answer of a request that has nothing to tell but that it was done."""
+
+
+class Ping(Request[Done]):
+    """Does the store answer, and its database?"""
+
+
+class CheckKey(Request[KeyGrant]):
+    """Whose key is it? Answered with `unauthorized` for a key that is unknown or revoked."""
+
+    digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the key as the client sent it, in hex: the key itself never crosses the broker."""
+
+
+class CreateConversation(Request[Conversation]):
+    """Open a conversation."""
+
+    conversation_id: Id
+    tenant: TenantId
+    chatbot_id: Id | None
+    title: Title | None
+    metadata: Metadata
+
+
+class GetConversation(Request[Conversation]):
+    """One conversation."""
+
+    tenant: TenantId
+    conversation_id: Id
+
+
+class ListConversations(Request[ConversationPage]):
+    """Conversations, newest first; `q` finds them by title or by what was said in them."""
+
+    tenant: TenantId
+    chatbot_id: Id | None
+    q: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None
+    limit: PageLimit
+    cursor: Cursor | None
+
+
+class ConversationChanges(Contract):
+    """What is to be changed: only the fields that are set, null included."""
+
+    title: Title | None = None
+    metadata: Metadata = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_set(self, serialized: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        # Otherwise the reader would take the default of a field that was left out for a change.
+        values: dict[str, JsonValue] = serialized(self)
+        return {name: value for name, value in values.items() if name in self.model_fields_set}
+
+
+class UpdateConversation(Request[Conversation]):
+    """Rename a conversation, or replace its metadata."""
+
+    tenant: TenantId
+    conversation_id: Id
+    changes: ConversationChanges
+
+
+class DeleteConversation(Request[Done]):
+    """Delete a conversation with its texts; a run that is at work in it is cancelled, its usage kept."""
+
+    tenant: TenantId
+    conversation_id: Id
+
+
+class ListMessages(Request[MessagePage]):
+    """The messages of a conversation; a live turn's answer is listed with its status and the text known so far."""
+
+    tenant: TenantId
+    conversation_id: Id
+    order: Literal["asc", "desc"]
+    limit: PageLimit
+    cursor: Cursor | None
+
+
+class ConversationToUse(Contract):
+    """A conversation that is made if its id is unused."""
+
+    id: Id
+    chatbot_id: Id | None = None
+    title: Title | None = None
+
+
+class TurnAccepted(Contract):
+    """The turn is committed and will be answered. If its idempotency key was known already, `run` is the first run."""
+
+    type: Literal["TurnAccepted"] = "TurnAccepted"
+    run: Run
+    replayed: bool = False
+
+
+class SubmitTurn(Request[TurnAccepted]):
+    """Answer these messages. Whoever submits makes `run_id`, so that a repeated submit is the same turn.
+
+    With `conversation_id` the turn is appended to a conversation that exists, with `conversation` to one that is made
+    if need be, with neither it stands alone. Over `chat.intake` nobody waits for the reply: it becomes an outcome.
+    """
+
+    run_id: Id
+    tenant: TenantId
+    conversation_id: Id | None = None
+    conversation: ConversationToUse | None = None
+    messages: Annotated[tuple[InputMessage, ...], Field(min_length=1, max_length=100, strict=False)]
+    model: ModelName | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    metadata: Metadata = Field(default_factory=dict)
+    on_busy: Literal["reject"] = "reject"
+    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    deadline_s: Annotated[int, Field(ge=1, le=900)] = 300
+    """Seconds from acceptance to the end of the run, the wait in the queue included."""
+    subscriber: Key | None = None
+    """The key on `chat.events` that wants the run's frames."""
+    reply_by: Time | None = None
+    """After this nobody waits for the reply any more."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.conversation_id is not None and self.conversation is not None:
+            raise ValueError("conversation_id and conversation exclude each other")
+        if self.messages[-1].role != "user":
+            raise ValueError("the last message must have the role user")
+        return self
+
+
+class GetRun(Request[Run]):
+    """One run with the text that the store knows."""
+
+    tenant: TenantId
+    run_id: Id
+
+
+class RunWatched(Contract):
+    """Where a run stands. `AttachRun` to its `owner` brings the text; a run without one starts later or is over."""
+
+    run: Run
+    owner: Key | None
+    """The worker that has the run now."""
+    bases: Annotated[tuple[int, ...], Field(strict=False)]
+    """Per attempt, the offset that it started from."""
+
+
+class WatchRun(Request[RunWatched]):
+    """Add a subscriber to a turn: it will get the frames of every attempt that is claimed after this."""
+
+    tenant: TenantId
+    run_id: Id
+    subscriber: Key
+
+
+class ClaimVerdict(Contract):
+    """May the worker answer the run? Only `granted` carries the rest. `busy`: another has it; `over`: it has ended."""
+
+    verdict: Literal["granted", "busy", "over"]
+    attempt: int = 0
+    subscribers: Annotated[tuple[Key, ...], Field(strict=False)] = ()
+
+
+class ClaimRun(Request[ClaimVerdict]):
+    """A worker that was given the job asks for the run."""
+
+    run_id: Id
+    worker: Key
+    job_message_id: str
+    redelivered: bool
+    waited_ms: int
+    """How long the worker has held the job without asking."""

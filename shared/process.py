@@ -1,0 +1,55 @@
+"""How a service's process starts and ends: settings, logs, signals, exit code."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, TypeVar
+
+import structlog
+import uvloop
+from pydantic import ValidationError
+
+from shared.settings import Settings, UnreadableSecret, faults
+from shared.telemetry import configure_logging
+
+log = structlog.get_logger(__name__)
+
+S = TypeVar("S", bound=Settings)
+
+BAD_SETTINGS = 2
+
+
+def load_settings(settings_type: type[S]) -> S:
+    """The settings from the environment. Ends the process with exit code 2, naming each variable that is wrong."""
+    try:
+        return settings_type()
+    except (ValidationError, UnreadableSecret) as error:
+        lines = faults(error, settings_type) if isinstance(error, ValidationError) else [str(error)]
+        sys.stderr.write("".join(f"wrong setting: {line}\n" for line in lines))
+        sys.exit(BAD_SETTINGS)
+
+
+def run(service: str, settings_type: type[S], serve: Callable[[S, asyncio.Event], Awaitable[None]]) -> NoReturn:
+    """Runs `serve(settings, stop)` until it returns. `stop` is set by SIGTERM and SIGINT.
+
+    The process exits with 0 after a clean stop, 1 if `serve` raised (the cause is logged), 2 for a wrong setting.
+    """
+    settings = load_settings(settings_type)
+    configure_logging(service, settings.log_level)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(_serve_until_stopped(settings, serve)))
+
+
+async def _serve_until_stopped(settings: S, serve: Callable[[S, asyncio.Event], Awaitable[None]]) -> int:
+    stop = asyncio.Event()
+    # Before anything else: a stop may be asked for while the service is still starting.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await serve(settings, stop)
+    except Exception:
+        log.exception("service failed")
+        return 1
+    log.info("service stopped")
+    return 0

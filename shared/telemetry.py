@@ -1,0 +1,89 @@
+"""What a service shows of itself: logs, metrics, and whether it is alive and ready."""
+
+import logging
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+from aiohttp import web
+from prometheus_client import REGISTRY, exposition
+
+Readiness = Callable[[], Awaitable[list[str]]]
+"""Says in words what keeps the service from working; an empty list means that it is ready."""
+
+
+def configure_logging(service: str, level: str) -> None:
+    """One line per event on stderr: JSON, or for people on a terminal. Libraries are heard from `warning` on."""
+    to_terminal = sys.stderr.isatty()
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    renderers: list[structlog.typing.Processor] = (
+        [structlog.dev.ConsoleRenderer()]
+        if to_terminal
+        # dict_tracebacks without locals: a traceback must not carry message texts into the log.
+        else [
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False)),
+            structlog.processors.JSONRenderer(),
+        ]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for name in ("services", "shared"):
+        logging.getLogger(name).setLevel(level.upper())
+    # Their debug level formats every frame, and bodies are what users wrote.
+    for name in ("aio_pika", "aiormq", "openai", "httpx2", "httpcore2", "pymongo"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    structlog.contextvars.bind_contextvars(service=service)
+
+
+def health_routes(ready: Readiness) -> list[web.RouteDef]:
+    """`/healthz` (the loop turns), `/readyz` (200, or 503 with what is missing) and `/metrics` (Prometheus)."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        problems = await ready()
+        body = {"status": "not ready" if problems else "ready", "problems": problems}
+        return web.json_response(body, status=503 if problems else 200)
+
+    async def metrics(request: web.Request) -> web.Response:
+        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
+
+    return [web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/metrics", metrics)]
+
+
+@asynccontextmanager
+async def serving_health(host: str, port: int, ready: Readiness) -> AsyncIterator[None]:
+    """Serves the health routes on a port of their own while the context lasts. Raises OSError if the port is taken."""
+    app = web.Application()
+    app.add_routes(health_routes(ready))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        yield
+    finally:
+        await runner.cleanup()
