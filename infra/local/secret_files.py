@@ -1,0 +1,40 @@
+"""The secrets of the local stack: made once, kept as private files, handed to programs as `<NAME>_FILE`."""
+
+import os
+import secrets
+from pathlib import Path
+
+from infra.local.process import replace_file
+
+
+class Secrets:
+    """One file per secret in `folder`, readable by its owner alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, name: str) -> Path:
+        """Where the secret called `name` is kept."""
+        return self._folder / name.lower().replace("_", "-")
+
+    def generated(self, name: str) -> str:
+        """The secret called `name`, made if it is missing."""
+        if not self.path(name).exists():
+            self.put(name, secrets.token_urlsafe(32))
+        return self.path(name).read_text()
+
+    def put(self, name: str, value: str) -> None:
+        """Keeps `value` as the secret called `name`."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self.path(name).exists() or self.path(name).read_text() != value:
+            replace_file(self.path(name), value)
+
+    def given_or_generated(self, name: str) -> Path:
+        """The file of a secret that the environment may hold, as `name` or as a file named by `<name>_FILE`."""
+        if file := os.environ.get(f"{name}_FILE"):
+            return Path(file).resolve()
+        if given := os.environ.get(name):
+            self.put(f"given-{name}", given)
+            return self.path(f"given-{name}")
+        self.generated(name)
+        return self.path(name)

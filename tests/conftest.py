@@ -1,0 +1,134 @@
+"""The surroundings that tests may ask for."""
+
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.fakes.upstream import FakeUpstream
+from tests.stack import backends, rooms
+from tests.stack.backends import Backend, Choice
+from tests.stack.rooms import Management, Vhost
+from tests.stack.services import Stack, new_stack
+
+_CHOICE = pytest.StashKey[Choice]()
+_STACKS = pytest.StashKey[list[Stack]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses the backend, so that a wrong setting stops the run before the first test."""
+    try:
+        config.stash[_CHOICE] = backends.choose(os.environ)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[_STACKS] = []
+    # A run that is told to end ends as by Ctrl-C: with its fixtures' clean-up, which stops what they started.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    choice = config.stash[_CHOICE]
+    return f"RabbitMQ and MongoDB: {choice.kind or 'none'} ({choice.why})"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Shows with a failed test what the processes that ran meanwhile wrote last."""
+    report = yield
+    if report.failed:
+        for stack in item.config.stash[_STACKS]:
+            report.sections += [(f"{service.log.stem} ({service.log})", service.tail()) for service in stack.services]
+    return report
+
+
+@pytest.fixture(scope="session")
+def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """The RabbitMQ and the MongoDB of this session. In CI a machine without any is a failure, elsewhere a skip."""
+    choice = request.config.stash[_CHOICE]
+    if choice.kind is None:
+        message = f"no RabbitMQ and MongoDB to test on ({choice.why})"
+        if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with backends.running(choice, os.environ, tmp_path_factory.mktemp("backend")) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def vhost(backend: Backend) -> AsyncIterator[Vhost]:
+    """A virtual host of the test's own: making one costs tenths of a second, sharing one costs explanations."""
+    async with rooms.fresh_vhost(backend) as vhost:
+        yield vhost
+
+
+@pytest.fixture
+def management(vhost: Vhost) -> Management:
+    """The management API of the test's broker; a test that needs it is skipped where it is not given."""
+    if vhost.management is None:
+        pytest.skip("the given broker's management API is not given (PARLEY_TEST_MANAGEMENT_URL)")
+    return vhost.management
+
+
+@pytest.fixture
+async def database(backend: Backend) -> AsyncIterator[str]:
+    """The address of a database of the test's own."""
+    async with rooms.fresh_database(backend) as url:
+        yield url
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[FakeUpstream]:
+    """A fake model server of the test's own."""
+    async with FakeUpstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def tag() -> str:
+    """Names one test's answers at a model server that it shares with others."""
+    return secrets.token_hex(3)
+
+
+class StartStack(Protocol):
+    """Starts a Parley: so many of each service, with settings by variable name; returns once all are ready."""
+
+    def __call__(self, *, api: int = 1, store: int = 1, worker: int = 1, **settings: str) -> Awaitable[Stack]: ...
+
+
+@pytest.fixture
+async def start_stack(request: pytest.FixtureRequest, backend: Backend, tmp_path: Path) -> AsyncIterator[StartStack]:
+    """Starts a Parley of the test's own, for a test that counts, kills or sets something."""
+    async with AsyncExitStack() as ending:
+
+        async def start(*, api: int = 1, store: int = 1, worker: int = 1, **settings: str) -> Stack:
+            stack = await _open_stack(request, ending, backend, tmp_path, settings)
+            await stack.start_ready(api=api, store=store, worker=worker)
+            return stack
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+async def parley(
+    request: pytest.FixtureRequest, backend: Backend, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Stack]:
+    """A small Parley, one process of each service, for all tests of the module: to start one takes seconds."""
+    async with AsyncExitStack() as ending:
+        stack = await _open_stack(request, ending, backend, tmp_path_factory.mktemp("parley"), {})
+        await stack.start_ready()
+        yield stack
+
+
+async def _open_stack(
+    request: pytest.FixtureRequest, ending: AsyncExitStack, backend: Backend, folder: Path, settings: dict[str, str]
+) -> Stack:
+    stacks = request.config.stash[_STACKS]
+    stack = await ending.enter_async_context(new_stack(backend, folder / f"parley-{len(stacks) + 1}", settings))
+    stacks.append(stack)
+    ending.callback(stacks.remove, stack)
+    return stack

@@ -1,0 +1,1 @@
+"""Parley's real surroundings for tests: broker, database, the services as processes, and a client from outside."""
