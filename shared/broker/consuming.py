@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 import structlog
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
+from aiormq.abc import AbstractChannel as UnderlayChannel
+from aiormq.abc import DeliveredMessage
 
 from shared.broker.errors import BrokerError, translated
 from shared.broker.link import Link
@@ -17,45 +19,69 @@ log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=Message)
 
 DeclareQueue = Callable[[AbstractChannel], Awaitable[AbstractQueue]]
-OnMessage = Callable[[AbstractIncomingMessage], None]
+OnMessage = Callable[["Incoming"], None]
 
 SETTLE_TIMEOUT_S = 10.0
 
 
-class Settling:
-    """A message that must be settled exactly once; a second ack would close the channel for all others on it."""
+class Incoming:
+    """A message as it came, with what its sender said of it.
 
-    def __init__(self, incoming: AbstractIncomingMessage) -> None:
-        self._incoming = incoming
+    It must be settled exactly once, unless its consumer asked for no acknowledgements: a second ack would close the
+    channel for all other messages on it.
+    """
+
+    __slots__ = (
+        "_settled",
+        "_source",
+        "body",
+        "correlation_id",
+        "message_id",
+        "redelivered",
+        "reply_to",
+        "type",
+        "user_id",
+    )
+
+    def __init__(self, source: DeliveredMessage) -> None:
+        properties = source.header.properties
+        self._source = source
         self._settled = False
+        self.body: bytes = source.body
+        self.type: str = properties.message_type or ""
+        self.message_id: str = properties.message_id or ""
+        self.correlation_id: str | None = properties.correlation_id
+        self.reply_to: str | None = properties.reply_to
+        self.user_id: str | None = properties.user_id
+        self.redelivered = bool(source.redelivered)
 
     async def ack(self) -> bool:
         """The message is done with. False if it was lost with its channel, so that somebody else may get it."""
-        return await self._settle(self._incoming.ack)
+        return await self._settle(lambda channel, tag: channel.basic_ack(tag, wait=False))
 
     async def reject(self) -> bool:
         """The message is to go to the dead letters (or away, from a queue that has none)."""
-        return await self._settle(lambda: self._incoming.reject(requeue=False))
+        return await self._settle(lambda channel, tag: channel.basic_reject(tag, requeue=False, wait=False))
 
     async def hand_back(self) -> bool:
         """Another consumer shall have the message. Never to be used to try again: each time counts as a failure."""
-        return await self._settle(lambda: self._incoming.nack(requeue=True))
+        return await self._settle(lambda channel, tag: channel.basic_nack(tag, requeue=True, wait=False))
 
-    async def _settle(self, how: Callable[[], Awaitable[None]]) -> bool:
+    async def _settle(self, how: Callable[[UnderlayChannel, int], Awaitable[None]]) -> bool:
         if self._settled:
             raise RuntimeError("a message is settled once")
         self._settled = True
         try:
             with translated("settle"):
-                # Shielded: a cancelled ack may be sent and still count as not settled.
-                await asyncio.shield(asyncio.wait_for(how(), SETTLE_TIMEOUT_S))
+                async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                    await how(self._source.channel, self._source.delivery_tag or 0)
         except BrokerError as error:
-            log.info("delivery lost before it was settled", message_id=self._incoming.message_id, cause=str(error))
+            log.info("delivery lost before it was settled", message_id=self.message_id, cause=str(error))
             return False
         return True
 
 
-class Delivery(Settling, Generic[M]):
+class Delivery(Generic[M]):
     """A work message in this process's hands.
 
     message_id: the AMQP id, which tells a redelivery of the same message from a second one for the same run.
@@ -63,13 +89,16 @@ class Delivery(Settling, Generic[M]):
     received_at: when it arrived, by the event loop's clock.
     """
 
-    def __init__(self, message: M, incoming: AbstractIncomingMessage) -> None:
-        super().__init__(incoming)
+    def __init__(self, message: M, incoming: Incoming) -> None:
         self.message = message
-        self.message_id: str = incoming.message_id or ""
-        self.redelivered: bool = bool(incoming.redelivered)
-        self.user_id: str | None = incoming.user_id
-        self.received_at: float = asyncio.get_running_loop().time()
+        self.message_id = incoming.message_id
+        self.redelivered = incoming.redelivered
+        self.user_id = incoming.user_id
+        self.received_at = asyncio.get_running_loop().time()
+        # To be settled once; the meaning of each is Incoming's.
+        self.ack = incoming.ack
+        self.reject = incoming.reject
+        self.hand_back = incoming.hand_back
 
 
 class Consumer:
@@ -81,7 +110,7 @@ class Consumer:
         self._on_message = on_message
         self._prefetch = prefetch
         self._stopping = False
-        self._taking: tuple[AbstractChannel, AbstractQueue, str] | None = None
+        self._taking: tuple[AbstractChannel, UnderlayChannel, str] | None = None
 
     async def set_up(self, connection: AbstractConnection) -> None:
         """Starts to consume on a new connection; without a prefetch, messages need no acknowledgement."""
@@ -94,30 +123,32 @@ class Consumer:
         underlay = await channel.get_underlay_channel()
         # The queue was deleted, or lost its leader.
         underlay.on_consumer_cancel_callbacks.add(self._link.break_up)
-        tag = await queue.consume(self._take, no_ack=self._prefetch is None)
-        self._taking = (channel, queue, tag)
+        # By the underlying channel: aio-pika's own message class costs more than all that is done with most messages.
+        consuming = await underlay.basic_consume(queue.name, self._take, no_ack=self._prefetch is None)
+        self._taking = (channel, underlay, str(consuming.consumer_tag))
 
-    async def _take(self, incoming: AbstractIncomingMessage) -> None:
-        # aio-pika makes a task of this callback and cancels it with the channel; order between messages holds only
+    async def _take(self, source: DeliveredMessage) -> None:
+        # The library makes a task of this callback and cancels it with the channel; order between messages holds only
         # up to the first await. So nothing is awaited here: the message is handed over, and this task is over.
+        incoming = Incoming(source)
         try:
             self._on_message(incoming)
         except Exception:
             log.exception("a message could not be handed over", message_type=incoming.type)
             if self._prefetch is not None:
-                await Settling(incoming).reject()
+                await incoming.reject()
 
     async def stop(self) -> None:
         """Takes no more messages; those already taken can still be settled."""
         self._stopping = True
         if self._taking is None:
             return
-        channel, queue, tag = self._taking
+        channel, underlay, tag = self._taking
         if channel.is_closed:
             return
         try:
             with translated("stop consuming"):
-                await queue.cancel(tag, timeout=5)
+                await underlay.basic_cancel(tag, timeout=5)
         except BrokerError as error:
             log.info("consumer went with its connection", cause=str(error))
 

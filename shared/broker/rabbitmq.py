@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
 from pydantic import TypeAdapter, ValidationError
 
-from shared.broker.consuming import Consumer, Delivery, consuming
+from shared.broker.consuming import Consumer, Delivery, Incoming, consuming
 from shared.broker.link import Link, kept
 from shared.broker.publishing import Envelope, Publisher
 from shared.broker.rpc import Caller, Handlers, Server
@@ -134,13 +134,13 @@ class Broker:
         async def declared(channel: AbstractChannel) -> AbstractQueue:
             return await channel.get_queue(row.key or "", ensure=False)
 
-        def take(incoming: AbstractIncomingMessage) -> None:
+        def take(incoming: Incoming) -> None:
             try:
                 delivery = Delivery(message_type.read(incoming.body), incoming)
             except ValidationError as error:
                 places = ["/".join(map(str, fault["loc"])) for fault in error.errors(include_input=False)]
                 log.error("work message is not valid", message_type=message_type.__name__, places=places)
-                task = asyncio.ensure_future(Delivery(message_type.model_construct(), incoming).reject())
+                task = asyncio.ensure_future(incoming.reject())
                 rejecting.add(task)
                 task.add_done_callback(rejecting.discard)
                 return
@@ -160,7 +160,7 @@ class Broker:
         `on_restored` is called whenever the queue had to be made anew: frames were lost in between.
         """
 
-        def take(incoming: AbstractIncomingMessage) -> None:
+        def take(incoming: Incoming) -> None:
             on_frame(incoming.body)
 
         times_made = 0
@@ -182,7 +182,7 @@ class Broker:
     async def controlled(self, on_message: Callable[[ControlMessage], None]) -> AsyncIterator[None]:
         """Receives the control messages for this process."""
 
-        def take(incoming: AbstractIncomingMessage) -> None:
+        def take(incoming: Incoming) -> None:
             try:
                 message = _CONTROL.validate_json(incoming.body, extra="ignore")
             except ValidationError:

@@ -5,10 +5,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import structlog
-from aio_pika.abc import AbstractIncomingMessage
 from pydantic import ValidationError
 
-from shared.broker.consuming import Settling
+from shared.broker.consuming import Incoming
 from shared.broker.errors import BrokerUnavailable, NoReply
 from shared.broker.publishing import Envelope, Publisher
 from shared.broker.topology import REPLIES_EXCHANGE
@@ -33,13 +32,13 @@ class Caller:
     def __init__(self, publisher: Publisher, reply_key: str) -> None:
         self._publisher = publisher
         self._reply_key = reply_key
-        self._waiting: dict[str, asyncio.Future[AbstractIncomingMessage]] = {}
+        self._waiting: dict[str, asyncio.Future[Incoming]] = {}
 
     async def call(self, request: Request[R], timeout: float) -> R:
         """Raises ServiceError, NoReply, BrokerUnavailable, Unroutable."""
         row = route(type(request), "rpc")
         correlation_id = new_id()
-        answer: asyncio.Future[AbstractIncomingMessage] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
         self._waiting[correlation_id] = answer
         try:
             async with asyncio.timeout(timeout):
@@ -65,7 +64,7 @@ class Caller:
         reply: R = type(request).reply_type().read(incoming.body)  # type: ignore[assignment]  # Request[R] says so
         return reply
 
-    def take(self, incoming: AbstractIncomingMessage) -> None:
+    def take(self, incoming: Incoming) -> None:
         """An answer has come; one that nobody waits for any more is dropped."""
         answer = self._waiting.get(incoming.correlation_id or "")
         if answer is not None and not answer.done():
@@ -80,11 +79,11 @@ class Server:
         self._handlers = {request.__name__: (request, handler) for request, handler in handlers.items()}
         self._tasks = tasks
 
-    def take(self, incoming: AbstractIncomingMessage) -> None:
+    def take(self, incoming: Incoming) -> None:
         """A request has come."""
         self._tasks.create_task(self._serve(incoming))
 
-    async def _serve(self, incoming: AbstractIncomingMessage) -> None:
+    async def _serve(self, incoming: Incoming) -> None:
         answer = await self._answer(incoming)
         if incoming.reply_to is not None:
             try:
@@ -99,10 +98,10 @@ class Server:
                 )
             except BrokerUnavailable as error:
                 log.warning("answer lost", request=incoming.type, cause=str(error))
-        await Settling(incoming).ack()
+        await incoming.ack()
 
-    async def _answer(self, incoming: AbstractIncomingMessage) -> Contract:
-        known = self._handlers.get(incoming.type or "")
+    async def _answer(self, incoming: Incoming) -> Contract:
+        known = self._handlers.get(incoming.type)
         if known is None:
             return Problem(code="invalid_request", detail="this service does not know such a request")
         request_type, handler = known
