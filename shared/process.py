@@ -48,8 +48,15 @@ async def _serve_until_stopped(settings: S, serve: Callable[[S, asyncio.Event], 
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await serve(settings, stop)
-    except Exception:
-        log.exception("service failed")
+    except Exception as error:
+        log.error("service failed", exc_info=_cause(error))
         return 1
     log.info("service stopped")
     return 0
+
+
+def _cause(error: Exception) -> Exception:
+    """The error itself: each nested context with a task group has wrapped it in a group of one."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

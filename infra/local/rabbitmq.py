@@ -31,6 +31,11 @@ class RabbitMQ:
         return self._broker.pid is not None
 
     @property
+    def pid(self) -> int | None:
+        """The id of the node's process while it runs."""
+        return self._broker.pid
+
+    @property
     def log(self) -> Path:
         """What the broker has to say."""
         return self._broker.log
@@ -125,9 +130,7 @@ class RabbitMQ:
             "RABBITMQ_DIST_PORT": str(node["distribution"]),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(node["epmd"]),
-            # The second part: an idle Erlang scheduler spins for work, which costs everybody else on a small machine.
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}"
-            " +sbwt none +sbwtdcpu none +sbwtdio none",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
             # The script then becomes the broker instead of waiting for it, so that the pid we know is the broker's.
             "RUNNING_UNDER_SYSTEMD": "true",
         }

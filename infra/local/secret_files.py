@@ -23,18 +23,16 @@ class Secrets:
             self.put(name, secrets.token_urlsafe(32))
         return self.path(name).read_text()
 
-    def put(self, name: str, value: str) -> None:
+    def put(self, name: str, value: str) -> Path:
         """Keeps `value` as the secret called `name`."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not self.path(name).exists() or self.path(name).read_text() != value:
-            replace_file(self.path(name), value)
+        replace_file(self.path(name), value)
+        return self.path(name)
 
-    def given_or_generated(self, name: str) -> Path:
-        """The file of a secret that the environment may hold, as `name` or as a file named by `<name>_FILE`."""
+    def given(self, name: str) -> Path | None:
+        """The file of a secret that the environment holds, as `name` or as a file that `<name>_FILE` names."""
         if file := os.environ.get(f"{name}_FILE"):
             return Path(file).resolve()
-        if given := os.environ.get(name):
-            self.put(f"given-{name}", given)
-            return self.path(f"given-{name}")
-        self.generated(name)
-        return self.path(name)
+        if value := os.environ.get(name):
+            return self.put(f"given_{name}", value)
+        return None

@@ -42,6 +42,7 @@ class Service:
         """Where /healthz, /readyz and /metrics are, and for an api everything else."""
         self.log = log
         self.ended_by_test = False
+        self.was_ready = False
         with log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", f"services.{name}"],
@@ -74,6 +75,7 @@ class Service:
                     try:
                         async with session.get(f"{self.url}/readyz") as response:
                             if response.status == 200:
+                                self.was_ready = True
                                 return
                             problem = await response.text()
                     except aiohttp.ClientConnectionError:
@@ -119,7 +121,7 @@ class Service:
             await asyncio.to_thread(self._process.wait)
         atexit.unregister(self._process.kill)
 
-    def tail(self, lines: int = 40) -> str:
+    def tail(self, lines: int = 20) -> str:
         """The last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
@@ -176,7 +178,9 @@ class Stack:
         for name, count in counts.items():
             for _ in range(count):
                 self.start(name)
-        await asyncio.gather(*(service.wait_ready() for service in self.services if service.exit_code is None))
+        for service in self.services:
+            if not service.ended_by_test:
+                await service.wait_ready()
 
     async def migrate(self) -> None:
         """Makes the database's indexes. Fails with the output if that fails."""
@@ -197,6 +201,8 @@ class Stack:
         """Fails if a process ended otherwise than asked, or a secret got into a log."""
         for service in self.services:
             went_well = service.ended_by_test or service.exit_code == 0
+            # One that was still starting may have been asked to end before it could listen to that.
+            went_well |= not service.was_ready and service.exit_code == -signal.SIGTERM
             assert went_well, f"{service.log.stem} ended with {service.exit_code}\n{service.tail()}"
             written = service.log.read_text(errors="replace")
             for secret in (self.key, self.provider_key, self.pepper):

@@ -1,0 +1,38 @@
+"""Tasks that outlive the request they belong to, and are given time to end when the service does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+class Background:
+    """Where such tasks are started. One that raises ends the service: each handles what it knows how to handle."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` in a task."""
+        task = self._group.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+@asynccontextmanager
+async def background(grace: float) -> AsyncIterator[Background]:
+    """On leaving, the tasks have `grace` seconds to end by themselves; what is then not done is cancelled."""
+    async with asyncio.TaskGroup() as group:
+        tasks = Background(group)
+        yield tasks
+        if tasks.tasks:
+            _, late = await asyncio.wait(tasks.tasks, timeout=grace)
+            for task in late:
+                task.cancel()
+            if late:
+                log.warning("stopped before all was done", tasks=len(late))

@@ -1,0 +1,310 @@
+"""Translates between MongoDB documents and what the rest of the store works with; pure."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import orjson
+
+from services.conversation_store.turns import TurnState
+from shared.contracts.problems import RunError
+from shared.contracts.resources import Conversation, ConversationMessage, Receipt, Run, Usage
+from shared.contracts.store import CreateConversation, SubmitTurn
+
+Document = dict[str, Any]
+
+SHORT_FIELDS = (
+    "tenant",
+    "conversation_id",
+    "seq",
+    "active",
+    "status",
+    "revision",
+    "attempt",
+    "worker",
+    "job_message_id",
+    "next_check",
+    "bases",
+    "subscribers",
+    "erased",
+    "model",
+    "metadata",
+    "request_hash",
+    "idempotency_key",
+    "login",
+    "outcome_pending",
+    "published",
+    "deadline",
+    "length",
+    "finish_reason",
+    "usage",
+    "error",
+    "receipt",
+    "created_at",
+    "started_at",
+    "finished_at",
+)
+"""The fields of a turn but for `input` and `output`: those may be megabytes, and no change of state needs them."""
+
+PUBLISH_CHECK = timedelta(seconds=5)
+"""How long a queued turn may be unpublished before somebody looks after it."""
+
+STATELESS_KEPT = timedelta(days=30)
+"""How long a turn without a conversation is kept: for its replay by key, and for the accounts of the month."""
+
+_STATE_FIELDS = frozenset(field.name for field in fields(TurnState)) - {
+    "bases",
+    "subscribers",
+    "erased",
+    "withdrawn",
+    "result",
+}
+
+
+def present() -> datetime:
+    """This moment as MongoDB keeps it: in milliseconds, so that what is answered now reads the same later."""
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn as it stood in the database at one moment; its long fields may have been left out."""
+
+    document: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.document["_id"])
+
+    @property
+    def tenant(self) -> str:
+        return str(self.document["tenant"])
+
+    @property
+    def is_erased(self) -> bool:
+        """Its conversation was deleted, and its texts with it."""
+        return bool(self.document.get("erased"))
+
+    @property
+    def request_hash(self) -> str:
+        """See `request_hash`."""
+        return str(self.document["request_hash"])
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return self.document.get("idempotency_key")
+
+    @property
+    def login(self) -> str | None:
+        """The internal service that is to hear how the run ends."""
+        return self.document.get("login")
+
+    @property
+    def owes_outcome(self) -> bool:
+        """`login` has not been told yet."""
+        return bool(self.document.get("outcome_pending"))
+
+    @property
+    def length(self) -> int:
+        """Code points of the answer, once the run has ended."""
+        return int(self.document.get("length", 0))
+
+    @property
+    def is_active(self) -> bool:
+        """It keeps its conversation busy."""
+        return bool(self.document.get("active"))
+
+    @property
+    def is_published(self) -> bool:
+        """Its job is known to be in the queue, or to have been."""
+        return bool(self.document["published"])
+
+    @property
+    def deadline(self) -> datetime:
+        """When the run must have ended."""
+        deadline: datetime = self.document["deadline"]
+        return deadline
+
+    @property
+    def seq(self) -> int:
+        """Its place in the conversation."""
+        return int(self.document["seq"])
+
+    @property
+    def text_bytes(self) -> int:
+        """The size of its texts in UTF-8."""
+        texts = [self.document.get("output") or "", *(message["content"] for message in self.document["input"])]
+        return sum(len(text.encode()) for text in texts)
+
+    @property
+    def has_output_at_hand(self) -> bool:
+        """The output was not left out."""
+        return "output" in self.document
+
+    def state(self) -> TurnState:
+        """What decisions depend on."""
+        document = self.document
+        return TurnState(
+            **{name: document[name] for name in _STATE_FIELDS if name in document},
+            bases=tuple(document["bases"]),
+            subscribers=tuple(document["subscribers"]),
+            erased=self.is_erased,
+        )
+
+    def run(self) -> Run:
+        """The run that clients see; without output if that was left out."""
+        document = self.document
+        usage, error, receipt = document.get("usage"), document.get("error"), document.get("receipt")
+        return Run(
+            id=self.id,
+            conversation_id=document.get("conversation_id"),
+            status=document["status"],
+            attempt=document["attempt"],
+            model=document["model"],
+            output=document.get("output"),
+            finish_reason=document.get("finish_reason"),
+            usage=Usage(**usage) if usage else None,
+            error=RunError(**error) if error else None,
+            receipt=_receipt(receipt) if receipt else None,
+            metadata=orjson.loads(document["metadata"]),
+            created_at=document["created_at"],
+            started_at=document.get("started_at"),
+            finished_at=document.get("finished_at"),
+        )
+
+    def messages(self) -> list[ConversationMessage]:
+        """The turn's messages: the input, then the answer, which is listed from the start."""
+        document = self.document
+        said = [(message["role"], message["content"]) for message in document["input"]]
+        answered_at = document.get("finished_at") or document.get("started_at") or document["created_at"]
+        times = [document["created_at"]] * len(said) + [answered_at]
+        return [
+            ConversationMessage(
+                id=f"{self.id}.{n}",
+                role=role,
+                content=content,
+                run_id=self.id,
+                status=document["status"],
+                created_at=time,
+            )
+            for n, ((role, content), time) in enumerate(
+                zip([*said, ("assistant", document.get("output") or "")], times, strict=True)
+            )
+        ]
+
+
+def _receipt(document: Document) -> Receipt:
+    usage = document["usage"]
+    return Receipt(**{**document, "usage": Usage(**usage) if usage else None})
+
+
+def request_hash(command: SubmitTurn) -> str:
+    """Tells a repeated request from another one with the same key: all that decides about the answer."""
+    body = command.model_dump(mode="json", exclude={"run_id", "tenant", "idempotency_key", "subscriber", "reply_by"})
+    return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def new_turn(command: SubmitTurn, *, model: str, seq: int, login: str | None, now: datetime) -> Document:
+    """The document of a turn that is accepted at `now`: queued, its job not published yet."""
+    document: Document = {
+        "_id": command.run_id,
+        "tenant": command.tenant,
+        "status": "queued",
+        "revision": 1,
+        "attempt": 0,
+        "bases": [],
+        "subscribers": [command.subscriber] if command.subscriber else [],
+        "input": [{"role": message.role, "content": message.content} for message in command.messages],
+        "model": model,
+        "temperature": command.temperature,
+        "max_tokens": command.max_tokens,
+        "metadata": _text_of(command.metadata),
+        "request_hash": request_hash(command),
+        "created_at": now,
+        "deadline": now + timedelta(seconds=command.deadline_s),
+        "next_check": now + PUBLISH_CHECK,
+        "published": False,
+    }
+    if (conversation_id := conversation_of(command)) is not None:
+        # Left out and not null where there is none: the unique indexes hold what exists.
+        document |= {"conversation_id": conversation_id, "seq": seq, "active": True}
+    else:
+        document["expires_at"] = now + STATELESS_KEPT
+    if command.idempotency_key is not None:
+        document["idempotency_key"] = command.idempotency_key
+    if login is not None:
+        document |= {"login": login, "outcome_pending": True}
+    return document
+
+
+def conversation_of(command: SubmitTurn) -> str | None:
+    """The id of the conversation that the turn belongs to."""
+    return command.conversation.id if command.conversation else command.conversation_id
+
+
+def _text_of(metadata: Mapping[str, Any]) -> str:
+    # As text, since some keys that JSON allows mean something to MongoDB or to its driver.
+    return orjson.dumps(metadata).decode()
+
+
+def state_changes(before: TurnState, after: TurnState) -> tuple[Document, list[str]]:
+    """The fields to set, and those to remove, that turn `before` into `after`."""
+    changed = [name for name in _STATE_FIELDS if getattr(before, name) != getattr(after, name)]
+    to_set = {name: getattr(after, name) for name in changed if getattr(after, name) is not None}
+    to_remove = [name for name in changed if getattr(after, name) is None]
+    for name in ("bases", "subscribers"):
+        if getattr(before, name) != getattr(after, name):
+            to_set[name] = list(getattr(after, name))
+    if before.is_active and not after.is_active:
+        to_remove.append("active")
+    if after.withdrawn:
+        # The client was told that nothing came of it: its key shall serve it again.
+        to_remove.append("idempotency_key")
+    if before.attempt == 0 and after.attempt == 1:
+        # Whoever claimed it had the job, whether or not the confirm has come.
+        to_set["published"] = True
+    if (result := after.result) is not None:
+        to_set |= {
+            "output": result.output,
+            "length": result.length,
+            "finish_reason": result.finish_reason,
+            "usage": result.usage.model_dump() if result.usage else None,
+            "error": result.error.model_dump() if result.error else None,
+            "receipt": result.receipt.model_dump() if result.receipt else None,
+        }
+    return to_set, to_remove
+
+
+def new_conversation(command: CreateConversation, now: datetime) -> Document:
+    """The document of a conversation that is opened at `now`."""
+    return {
+        "_id": command.conversation_id,
+        "tenant": command.tenant,
+        "chatbot_id": command.chatbot_id,
+        "title": command.title,
+        "metadata": _text_of(command.metadata),
+        "created_at": now,
+        "updated_at": now,
+    }
+
+
+def conversation_changes(changes: Mapping[str, Any], now: datetime) -> Document:
+    """The fields to set for `changes`, which holds new titles and metadata by name."""
+    stored = {name: _text_of(value) if name == "metadata" else value for name, value in changes.items()}
+    return {**stored, "updated_at": now}
+
+
+def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conversation:
+    """The conversation that clients see."""
+    return Conversation(
+        id=document["_id"],
+        chatbot_id=document["chatbot_id"],
+        title=document["title"],
+        metadata=orjson.loads(document["metadata"]),
+        active_run_id=active_run_id,
+        created_at=document["created_at"],
+        updated_at=document["updated_at"],
+    )

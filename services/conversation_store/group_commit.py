@@ -1,0 +1,103 @@
+"""Commits together what is pending while the commit before it runs, and gives each caller its own result."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+Commit = Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT | Exception]]]
+"""Commits a batch. Gives one result per item, in order; an exception is that item's own, one raised is everybody's."""
+
+
+class TooMuchPending(Exception):
+    """So much waits to be committed already that one more would only wait in vain."""
+
+
+class GroupCommit(Generic[ItemT, ResultT]):
+    """Batches that arise from waiting, never from a delay: an idle one commits a single item at once.
+
+    Lives as an async context, which on leaving commits what is pending.
+
+    at_most: the items of one batch. at_once: batches that may run at the same time.
+    pause: seconds to rest after each batch, for what nobody waits for. pending_at_most: see `TooMuchPending`.
+    """
+
+    def __init__(
+        self,
+        commit: Commit[ItemT, ResultT],
+        *,
+        at_most: int = 200,
+        at_once: int = 1,
+        pause: float = 0.0,
+        pending_at_most: int = 5_000,
+    ) -> None:
+        self._commit = commit
+        self._at_most = at_most
+        self._at_once = at_once
+        self._pause = pause
+        self._pending_at_most = pending_at_most
+        self._pending: deque[tuple[ItemT, asyncio.Future[ResultT]]] = deque()
+        self._running = 0
+        self._leaving = asyncio.Event()
+        self._tasks = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._leaving.set()
+        await self._tasks.__aexit__(kind, error, traceback)
+
+    def start(self, item: ItemT) -> asyncio.Future[ResultT]:
+        """Commits `item` with the next batch. Raises TooMuchPending.
+
+        Cancelling the future does not take the item back: it may be under way.
+        """
+        if len(self._pending) >= self._pending_at_most:
+            raise TooMuchPending
+        future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
+        self._pending.append((item, future))
+        if self._running < self._at_once:
+            self._running += 1
+            self._tasks.create_task(self._commit_pending())
+        return future
+
+    async def _commit_pending(self) -> None:
+        try:
+            while self._pending:
+                batch = [self._pending.popleft() for _ in range(min(self._at_most, len(self._pending)))]
+                await self._commit_batch(batch)
+                if self._pause:
+                    await self._rest()
+        finally:
+            self._running -= 1
+
+    async def _rest(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._pause):
+                await self._leaving.wait()
+
+    async def _commit_batch(self, batch: list[tuple[ItemT, asyncio.Future[ResultT]]]) -> None:
+        try:
+            results = await self._commit([item for item, _ in batch])
+        except Exception as error:
+            results = [error] * len(batch)
+        except BaseException:
+            for _, future in batch:
+                future.cancel()
+            raise
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue  # whoever asked has left
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

@@ -1,0 +1,87 @@
+"""Takes turns from internal services, who wait for no reply: what becomes of each is an outcome."""
+
+import asyncio
+
+import structlog
+
+from services.conversation_store.background import Background
+from services.conversation_store.repository import Repository
+from services.conversation_store.submission import Submissions
+from shared.broker import Broker, BrokerError, Delivery
+from shared.contracts.jobs import TurnRejected
+from shared.contracts.problems import Problem, ServiceError
+from shared.contracts.store import SubmitTurn, TurnAccepted
+
+log = structlog.get_logger(__name__)
+
+
+class Intake:
+    """The intake queue. `default_logins` may act for the tenant `default`, besides those that are stored."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        broker: Broker,
+        background: Background,
+        submissions: Submissions,
+        *,
+        default_tenant: str,
+        default_logins: frozenset[str],
+    ) -> None:
+        self._repository = repository
+        self._broker = broker
+        self._background = background
+        self._submissions = submissions
+        self._default_tenant = default_tenant
+        self._default_logins = default_logins
+
+    def take(self, delivery: Delivery[SubmitTurn]) -> None:
+        """A service has submitted a turn."""
+        self._background.start(self._handle(delivery))
+
+    async def _handle(self, delivery: Delivery[SubmitTurn]) -> None:
+        login, command = delivery.user_id, delivery.message
+        if not login:
+            # There is nobody to be told.
+            log.error("turn without a login", run_id=command.run_id)
+            await delivery.reject()
+            return
+        pause = 0.1
+        while True:
+            try:
+                await self._broker.outcome(login, await self._submit(command, login))
+                break
+            except (BrokerError, ServiceError) as error:
+                # Held here and tried again; given back, it would come again at once and wear out its deliveries.
+                log.warning("turn waits", run_id=command.run_id, cause=type(error).__name__)
+                await asyncio.sleep(pause)
+                pause = min(5.0, pause * 2)
+            except Exception:
+                log.exception("turn cannot be handled", run_id=command.run_id)
+                await delivery.reject()
+                return
+        await delivery.ack()
+
+    async def _submit(self, command: SubmitTurn, login: str) -> TurnAccepted | TurnRejected:
+        """Raises ServiceError(unavailable), for which the turn is not to blame."""
+        try:
+            if (problem := await self._forbidden(command.tenant, login)) is None:
+                return await self._submissions.submit(command, login=login)
+        except ServiceError as error:
+            problem = error.problem
+            if problem.code == "unavailable":
+                raise
+        log.info("turn rejected", run_id=command.run_id, login=login, code=problem.code)
+        return TurnRejected(run_id=command.run_id, code=problem.code, detail=_in_words(problem))
+
+    async def _forbidden(self, tenant: str, login: str) -> Problem | None:
+        stored = await self._repository.logins(tenant)
+        if stored is None:
+            return Problem(code="not_found", detail="there is no such tenant")
+        if login in stored or (tenant == self._default_tenant and login in self._default_logins):
+            return None
+        return Problem(code="forbidden", detail="this login may not act for the tenant")
+
+
+def _in_words(problem: Problem) -> str:
+    return "; ".join([problem.detail, *(f"{error.path}: {error.message}" for error in problem.errors)])

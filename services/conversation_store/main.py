@@ -1,0 +1,140 @@
+"""Puts the conversation store together: its settings, and the order in which its parts start and stop."""
+
+import asyncio
+import sys
+from contextlib import AbstractAsyncContextManager, nullcontext
+
+import structlog
+from pydantic import Field, SecretStr, field_validator
+
+from services.conversation_store.background import background
+from services.conversation_store.endings import announcing
+from services.conversation_store.handlers import Keys, Requests
+from services.conversation_store.intake import Intake
+from services.conversation_store.prompts import Budget
+from services.conversation_store.repository import (
+    DEFAULT_TENANT,
+    Repository,
+    connected,
+    migrate,
+    open_repository,
+)
+from services.conversation_store.submission import Submissions
+from shared.broker import Broker, open_broker
+from shared.contracts.jobs import FinishRun
+from shared.contracts.problems import ServiceError
+from shared.contracts.store import SubmitTurn
+from shared.process import run
+from shared.settings import Settings
+from shared.telemetry import serving_health
+
+log = structlog.get_logger(__name__)
+
+GRACE_S = 10.0
+"""What has been taken when the service is stopped has so long to be done."""
+
+INTAKE_PREFETCH = 50
+RESULTS_PREFETCH = 500
+
+
+class DatabaseSettings(Settings):
+    """What `migrate` needs to know."""
+
+    mongodb_url: SecretStr = Field(
+        default=SecretStr("mongodb://127.0.0.1:27017/parley?replicaSet=rs0"),
+        description="where MongoDB is: a replica set; the path names the database",
+    )
+
+    @field_validator("mongodb_url")
+    @classmethod
+    def _is_mongodb(cls, url: SecretStr) -> SecretStr:
+        if not url.get_secret_value().startswith(("mongodb://", "mongodb+srv://")):
+            raise ValueError("must begin with mongodb:// or mongodb+srv://")
+        return url
+
+
+class StoreSettings(DatabaseSettings):
+    """What the conversation store is told by its environment."""
+
+    health_host: str = Field(default="127.0.0.1", description="where health and metrics are served")
+    health_port: int | None = Field(default=None, ge=0, le=65_535, description="0 or none: they are not served")
+    bootstrap_key: SecretStr = Field(min_length=16, description="an admin key for the tenant `default`")
+    key_pepper: SecretStr = Field(min_length=16, description="what stored keys are hashed with; a new one revokes all")
+    default_model: str | None = Field(
+        default=None, min_length=1, max_length=200, description="for turns that name no model"
+    )
+    default_tenant_logins: str = Field(
+        default="", description="broker logins that may act for the tenant `default`, with commas between them"
+    )
+    history_messages: int = Field(default=40, ge=0, le=1_000, description="messages of history in a prompt at most")
+    history_characters: int = Field(
+        default=48_000, ge=0, le=500_000, description="characters of history in a prompt at most"
+    )
+
+    @property
+    def default_logins(self) -> frozenset[str]:
+        """`default_tenant_logins`, taken apart."""
+        return frozenset(login.strip() for login in self.default_tenant_logins.split(",") if login.strip())
+
+
+async def serve(settings: StoreSettings, stop: asyncio.Event) -> None:
+    """Runs the store until `stop` is set."""
+    async with (
+        open_repository(settings.mongodb_url.get_secret_value()) as repository,
+        open_broker(settings.amqp_url.get_secret_value(), "conversation_store", clustered=settings.clustered) as broker,
+        # Closed after nothing new is taken, and while database and broker are still there for what was.
+        background(GRACE_S) as tasks,
+        announcing(repository, broker, tasks) as endings,
+    ):
+        budget = Budget(settings.history_messages, settings.history_characters)
+        submissions = Submissions(repository, broker, tasks, budget=budget, default_model=settings.default_model)
+        intake = Intake(
+            repository,
+            broker,
+            tasks,
+            submissions,
+            default_tenant=DEFAULT_TENANT,
+            default_logins=settings.default_logins,
+        )
+        keys = Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value())
+        requests = Requests(repository, broker, submissions, endings, keys, default_tenant=DEFAULT_TENANT)
+        async with (
+            broker.serving(requests.handlers()),
+            broker.working(SubmitTurn, intake.take, prefetch=INTAKE_PREFETCH),
+            broker.working(FinishRun, endings.take, prefetch=RESULTS_PREFETCH),
+            _health(settings, broker, repository),
+        ):
+            log.info("conversation store serves", process=broker.process)
+            await stop.wait()
+
+
+def _health(settings: StoreSettings, broker: Broker, repository: Repository) -> AbstractAsyncContextManager[None]:
+    if not settings.health_port:
+        return nullcontext()
+    return serving_health(settings.health_host, settings.health_port, lambda: _problems(broker, repository))
+
+
+async def _problems(broker: Broker, repository: Repository) -> list[str]:
+    try:
+        await repository.ping()
+    except ServiceError as error:
+        return [*broker.problems(), error.problem.detail]
+    return broker.problems()
+
+
+async def migrate_only(settings: DatabaseSettings, _: asyncio.Event) -> None:
+    """Prepares the database: indexes, and the tenant `default`."""
+    async with connected(settings.mongodb_url.get_secret_value()) as database:
+        await migrate(database)
+    log.info("database migrated")
+
+
+def main() -> None:
+    """Serves, or with the argument `migrate` prepares the database."""
+    match sys.argv[1:]:
+        case []:
+            run("conversation_store", StoreSettings, serve)
+        case ["migrate"]:
+            run("conversation_store", DatabaseSettings, migrate_only)
+        case _:
+            sys.exit("usage: python -m services.conversation_store [migrate]")

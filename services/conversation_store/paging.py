@@ -1,0 +1,50 @@
+"""Pages of lists: cursors that say where a page ended, and pages that fit into one reply; pure."""
+
+import hashlib
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from shared.contracts.problems import refused
+
+RowT = TypeVar("RowT")
+
+PAGE_MAX_BYTES = 4 * 1024 * 1024
+"""Of text in one page: with JSON's escapes it stays under the broker's 8 MiB a message."""
+
+_CHECK_BYTES = 4
+
+
+def cursor(kind: str, *where: int | str) -> str:
+    """An opaque cursor for a place in the list called `kind`."""
+    text = "\n".join([kind, *map(str, where)]).encode()
+    return urlsafe_b64encode(_check(text) + text).decode().rstrip("=")
+
+
+def position(kind: str, given: str) -> tuple[str, str]:
+    """The place, of two parts, that `cursor` was made for.
+
+    Raises ServiceError(invalid_cursor) for what is no such cursor.
+    """
+    try:
+        raw = urlsafe_b64decode(given + "=" * (-len(given) % 4))
+        made_for, first, second = raw[_CHECK_BYTES:].decode().split("\n")
+        if made_for == kind and cursor(kind, first, second) == given:
+            return first, second
+    except ValueError:
+        pass  # not base64, not text, or of another shape: no cursor either way
+    raise refused("invalid_cursor", "the cursor is not one that this list gave out")
+
+
+def _check(text: bytes) -> bytes:
+    return hashlib.blake2s(text, digest_size=_CHECK_BYTES).digest()
+
+
+def cut(rows: Sequence[RowT], limit: int, size: Callable[[RowT], int]) -> tuple[Sequence[RowT], bool]:
+    """The first rows, at most `limit` and at most a page's bytes but at least one; and whether any are left over."""
+    total = 0
+    for n, row in enumerate(rows[:limit]):
+        total += size(row)
+        if total > PAGE_MAX_BYTES and n > 0:
+            return rows[:n], True
+    return rows[:limit], len(rows) > limit

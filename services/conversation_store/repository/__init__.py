@@ -1,0 +1,30 @@
+"""The only place that knows MongoDB: takes and gives contracts and plain values."""
+
+import os
+
+# Motor reads this while it is imported, and its default is ten threads on two cores: ten slow operations would stall
+# the whole store.
+os.environ.setdefault("MOTOR_MAX_WORKERS", "64")
+
+from services.conversation_store.repository.commits import Applied, DuplicateTurn, TurnCommits
+from services.conversation_store.repository.database import (
+    DEFAULT_TENANT,
+    DatabaseUnusable,
+    connected,
+    ensure_migrated,
+    migrate,
+)
+from services.conversation_store.repository.queries import Repository, open_repository
+
+__all__ = [
+    "DEFAULT_TENANT",
+    "Applied",
+    "DatabaseUnusable",
+    "DuplicateTurn",
+    "Repository",
+    "TurnCommits",
+    "connected",
+    "ensure_migrated",
+    "migrate",
+    "open_repository",
+]

@@ -1,0 +1,187 @@
+"""The connection to MongoDB, what its errors mean, and the indexes that the store relies on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pymongo
+import structlog
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
+from pymongo import ASCENDING, DESCENDING, TEXT, IndexModel
+from pymongo.errors import ConnectionFailure, DuplicateKeyError, OperationFailure, PyMongoError, WriteConcernError
+from pymongo.read_concern import ReadConcern
+
+from services.conversation_store.documents import Document, present
+from shared.contracts.problems import refused
+
+log = structlog.get_logger(__name__)
+
+Database = AsyncIOMotorDatabase[Document]
+Collection = AsyncIOMotorCollection[Document]
+
+DEFAULT_DATABASE = "parley"
+DEFAULT_TENANT = "default"
+
+OPERATION_TIMEOUT_MS = 12_000
+"""Longer than an election takes, so that the driver's own retries get over one."""
+
+READ_TIMEOUT_S = 4.0
+"""Shorter than a caller's patience: an answer that comes later is none."""
+
+FIRST_CONNECT_S = 30.0
+
+RETRY_AFTER_S = 2
+
+_INDEX_CONFLICTS = {85, 86}
+
+
+class DatabaseUnusable(Exception):
+    """The database is not one that the store can work with; the message says what to do."""
+
+
+class OutcomeUnknown(PyMongoError):
+    """The majority did not confirm a write in time: it may or may not last."""
+
+
+def is_transient(error: PyMongoError) -> bool:
+    """The database is away, changing its primary or too slow: the outcome is unknown, and trying again makes sense."""
+    return (
+        isinstance(error, ConnectionFailure | WriteConcernError | OutcomeUnknown)
+        or error.timeout
+        or error.has_error_label("RetryableWriteError")
+    )
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Bounds what somebody waits for. Raises ServiceError(unavailable) if the database does not answer in time."""
+    try:
+        with pymongo.timeout(READ_TIMEOUT_S):
+            yield
+    except PyMongoError as error:
+        if is_transient(error):
+            raise refused("unavailable", "the database does not answer", retry_after_s=RETRY_AFTER_S) from error
+        raise
+
+
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[Database]:
+    """The database that `url` names, `parley` if it names none, reached through a pool that reconnects by itself.
+
+    Raises DatabaseUnusable if nobody answers for 30 s, or if it is a standalone server.
+    """
+    client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
+        url,
+        w="majority",
+        readConcernLevel="majority",
+        timeoutMS=OPERATION_TIMEOUT_MS,
+        maxPoolSize=64,
+        tz_aware=True,
+        appname="parley-conversation-store",
+    )
+    try:
+        await _refuse_standalone(client)
+        yield client.get_default_database(DEFAULT_DATABASE)
+    finally:
+        client.close()
+
+
+async def _refuse_standalone(client: AsyncIOMotorClient[Document]) -> None:
+    try:
+        with pymongo.timeout(FIRST_CONNECT_S):
+            hello = await client.admin.command("hello")
+    except PyMongoError as error:
+        raise DatabaseUnusable(f"MongoDB does not answer: {error}") from error
+    if "setName" not in hello and hello.get("msg") != "isdbgrid":
+        raise DatabaseUnusable(
+            "this MongoDB is a standalone server, where an accepted turn could be lost: "
+            "start it as a replica set (one node will do: mongod --replSet parley, then rs.initiate())"
+        )
+
+
+def local(collection: Collection) -> Collection:
+    """The collection as its primary has it at this moment.
+
+    For reads that a compare-and-set follows: what the majority has not got yet would be read stale again and again.
+    """
+    return collection.with_options(read_concern=ReadConcern("local"))
+
+
+INDEXES: dict[str, list[IndexModel]] = {
+    "turns": [
+        IndexModel(
+            [("conversation_id", ASCENDING), ("seq", ASCENDING)],
+            name="conversation_seq",
+            unique=True,
+            partialFilterExpression={"conversation_id": {"$exists": True}},
+        ),
+        IndexModel(
+            [("conversation_id", ASCENDING)],
+            name="conversation_active",
+            unique=True,
+            partialFilterExpression={"conversation_id": {"$exists": True}, "active": True},
+        ),
+        IndexModel(
+            [("tenant", ASCENDING), ("idempotency_key", ASCENDING)],
+            name="tenant_idempotency_key",
+            unique=True,
+            partialFilterExpression={"idempotency_key": {"$exists": True}},
+        ),
+        IndexModel([("status", ASCENDING), ("next_check", ASCENDING)], name="status_next_check"),
+        IndexModel(
+            [("tenant", ASCENDING), ("input.content", TEXT), ("output", TEXT)],
+            name="tenant_text",
+            default_language="none",
+        ),
+        IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0),
+    ],
+    "conversations": [
+        IndexModel([("tenant", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="tenant_newest"),
+        IndexModel(
+            [("tenant", ASCENDING), ("chatbot_id", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
+            name="tenant_chatbot_newest",
+        ),
+        IndexModel([("tenant", ASCENDING), ("title", TEXT)], name="tenant_title", default_language="none"),
+    ],
+    "keys": [IndexModel([("mac", ASCENDING)], name="mac", unique=True)],
+}
+
+
+async def migrate(database: Database) -> None:
+    """Makes the indexes and the tenant `default`, as far as they are missing; several may do so at once.
+
+    Raises DatabaseUnusable if an index of the same name exists and is another one.
+    """
+    for collection, indexes in INDEXES.items():
+        try:
+            # Building an index on a full collection takes longer than any single operation may.
+            with pymongo.timeout(None):
+                await database[collection].create_indexes(indexes)
+        except OperationFailure as error:
+            if error.code in _INDEX_CONFLICTS:
+                raise DatabaseUnusable(f"an index on {collection} is not the one expected: {error}") from error
+            raise
+    tenant: Document = {"_id": DEFAULT_TENANT, "name": DEFAULT_TENANT, "logins": [], "created_at": present()}
+    try:
+        await database["tenants"].insert_one(tenant)
+    except DuplicateKeyError:
+        log.info("the database was migrated before", database=database.name)
+
+
+async def ensure_migrated(database: Database) -> None:
+    """Raises DatabaseUnusable unless `migrate` has been here: without its indexes turns would be answered twice."""
+    for collection, indexes in INDEXES.items():
+        existing = await database[collection].index_information()
+        missing = [name for index in indexes if (name := index.document["name"]) not in existing]
+        if missing:
+            raise DatabaseUnusable(
+                f"indexes are missing on {collection}: {', '.join(missing)}; "
+                "run: python -m services.conversation_store migrate"
+            )
+    if await database["tenants"].find_one({"_id": DEFAULT_TENANT}, {"_id": 1}) is None:
+        raise DatabaseUnusable("there is no tenant yet; run: python -m services.conversation_store migrate")
+
+
+async def with_backoff(attempt: int) -> None:
+    """Waits before trying a failed operation again, at most two seconds."""
+    await asyncio.sleep(min(2.0, 0.05 * 2**attempt))

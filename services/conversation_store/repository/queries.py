@@ -1,0 +1,244 @@
+"""Reads everything, and writes all but turns."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Literal, cast
+
+from pymongo import ASCENDING, DESCENDING, ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from services.conversation_store.documents import (
+    Document,
+    Turn,
+    conversation,
+    conversation_changes,
+    new_conversation,
+    present,
+)
+from services.conversation_store.paging import PAGE_MAX_BYTES
+from services.conversation_store.prompts import PastTurn
+from services.conversation_store.repository.commits import TurnCommits
+from services.conversation_store.repository.database import Database, asking, connected, ensure_migrated
+from shared.contracts.resources import ACTIVE, Conversation, InputMessage, KeyGrant
+from shared.contracts.store import CreateConversation, ListConversations, SubmitTurn
+
+SEARCHED_TURNS = 1_000
+SEARCHED_TITLES = 1_000
+
+_NOT_DELETED: Document = {"deleted_at": None}
+
+
+class Repository:
+    """The store's data. Every read is bounded in time and raises ServiceError(unavailable) when it takes longer.
+
+    turns: the writers of turns.
+    """
+
+    def __init__(self, database: Database, turns: TurnCommits) -> None:
+        self.turns = turns
+        self._database = database
+        self._turns = database["turns"]
+        self._conversations = database["conversations"]
+
+    async def ping(self) -> None:
+        """Raises ServiceError(unavailable) unless the primary answers."""
+        with asking():
+            await self._database.command("ping")
+
+    async def logins(self, tenant: str) -> frozenset[str] | None:
+        """The broker logins that may act for a tenant; None if there is no such tenant."""
+        with asking():
+            document = await self._database["tenants"].find_one({"_id": tenant}, {"logins": 1})
+        return None if document is None else frozenset(document["logins"])
+
+    async def grant(self, mac: str) -> KeyGrant | None:
+        """What the key with this MAC may do; None if it is unknown or revoked."""
+        with asking():
+            key = await self._database["keys"].find_one({"mac": mac, "revoked_at": None})
+        return None if key is None else KeyGrant(key_id=key["_id"], tenant=key["tenant"], scope=key["scope"])
+
+    async def has_chatbot(self, tenant: str, chatbot_id: str) -> bool:
+        """The tenant has such a chatbot."""
+        with asking():
+            found = await self._database["chatbots"].find_one({"_id": chatbot_id, "tenant": tenant}, {"_id": 1})
+        return found is not None
+
+    # Conversations
+
+    async def has_conversation(self, tenant: str, conversation_id: str) -> bool:
+        """The tenant has such a conversation, and has not deleted it."""
+        with asking():
+            found = await self._conversations.find_one(
+                {"_id": conversation_id, "tenant": tenant, **_NOT_DELETED}, {"_id": 1}
+            )
+        return found is not None
+
+    async def conversation(self, tenant: str, conversation_id: str) -> Conversation | None:
+        """One conversation; None if the tenant has none such."""
+        with asking():
+            document = await self._conversations.find_one({"_id": conversation_id, "tenant": tenant, **_NOT_DELETED})
+            return None if document is None else (await self._with_active_runs([document]))[0]
+
+    async def create_conversation(self, command: CreateConversation) -> Conversation | None:
+        """Opens a conversation, or gives back the tenant's own that has this id. None if the id is taken."""
+        with asking():
+            document = new_conversation(command, present())
+            try:
+                await self._conversations.insert_one(document)
+            except DuplicateKeyError:
+                return await self.conversation(command.tenant, command.conversation_id)
+            return conversation(document, None)
+
+    async def update_conversation(
+        self, tenant: str, conversation_id: str, changes: Mapping[str, Any]
+    ) -> Conversation | None:
+        """Sets title and metadata as `changes` says; None if the tenant has no such conversation."""
+        with asking():
+            updated = await self._conversations.find_one_and_update(
+                {"_id": conversation_id, "tenant": tenant, **_NOT_DELETED},
+                {"$set": conversation_changes(changes, present())},
+                return_document=ReturnDocument.AFTER,
+            )
+            document = cast(Document | None, updated)  # Motor's types leave out that there may be none
+            return None if document is None else (await self._with_active_runs([document]))[0]
+
+    async def conversations(
+        self, wanted: ListConversations, before: tuple[datetime, str] | None, limit: int
+    ) -> list[Conversation]:
+        """Conversations older than the one at `before`, newest first."""
+        query: Document = {"tenant": wanted.tenant, **_NOT_DELETED}
+        if wanted.chatbot_id is not None:
+            query["chatbot_id"] = wanted.chatbot_id
+        if before is not None:
+            created_at, id_ = before
+            query["$or"] = [{"created_at": {"$lt": created_at}}, {"created_at": created_at, "_id": {"$lt": id_}}]
+        with asking():
+            if wanted.q is not None:
+                query["_id"] = {"$in": await self._found(wanted.tenant, wanted.q)}
+            newest = self._conversations.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
+            return await self._with_active_runs(await newest.limit(limit).to_list(None))
+
+    async def delete_conversation(self, tenant: str, conversation_id: str) -> tuple[bool, str | None]:
+        """Removes the texts of a conversation and leaves a tombstone. May be repeated.
+
+        Gives whether the tenant had it, and the run that is at work in it, which is for the caller to cancel.
+        """
+        with asking():
+            tombstone = {"$set": {"deleted_at": present(), "title": None, "metadata": "{}"}}
+            own = {"_id": conversation_id, "tenant": tenant, **_NOT_DELETED}
+            had_it = (await self._conversations.update_one(own, tombstone)).matched_count == 1
+            # Also if it is deleted already, for whoever did that may have died halfway. With the revision: a finish
+            # that is decided at this moment is decided anew, and finds the turn erased.
+            turns = {"conversation_id": conversation_id, "tenant": tenant}
+            await self._turns.update_many(
+                {**turns, "erased": None},
+                {
+                    "$set": {"erased": True, "input": [], "output": None, "metadata": "{}"},
+                    "$unset": {"idempotency_key": ""},
+                    "$inc": {"revision": 1},
+                },
+            )
+            active = await self._turns.find_one({**turns, "active": True}, {"_id": 1})
+        return had_it, active["_id"] if active else None
+
+    async def _with_active_runs(self, documents: Sequence[Document]) -> list[Conversation]:
+        ids = [document["_id"] for document in documents]
+        active = self._turns.find({"conversation_id": {"$in": ids}, "active": True}, {"conversation_id": 1})
+        runs = {turn["conversation_id"]: turn["_id"] for turn in await active.to_list(None)} if ids else {}
+        return [conversation(document, runs.get(document["_id"])) for document in documents]
+
+    async def _found(self, tenant: str, q: str) -> list[str]:
+        # Each word a phrase: all of them must be there, and none of them is MongoDB's syntax.
+        words = " ".join(f'"{word}"' for word in q.replace('"', " ").replace("\\", " ").split())
+        match: Document = {"tenant": tenant, "$text": {"$search": words}}
+        titles = self._conversations.find({**match, **_NOT_DELETED}, {"_id": 1})
+        found = {
+            document["_id"]
+            for document in await titles.sort("created_at", DESCENDING).limit(SEARCHED_TITLES).to_list(None)
+        }
+        turns = self._turns.aggregate(
+            [
+                {"$match": {**match, "conversation_id": {"$exists": True}}},
+                {"$project": {"conversation_id": 1, "created_at": 1}},
+                {"$sort": {"created_at": DESCENDING}},
+                {"$limit": SEARCHED_TURNS},
+                {"$group": {"_id": "$conversation_id"}},
+            ]
+        )
+        return list(found | {document["_id"] for document in await turns.to_list(None)})
+
+    # Turns
+
+    async def turn(self, run_id: str, tenant: str | None = None) -> Turn | None:
+        """One turn in full; None if there is none, or if it is another tenant's or was erased."""
+        query: Document = {"_id": run_id} if tenant is None else {"_id": run_id, "tenant": tenant, "erased": None}
+        with asking():
+            document = await self._turns.find_one(query)
+        return None if document is None else Turn(document)
+
+    async def in_the_way_of(self, command: SubmitTurn, conversation_id: str | None) -> list[Turn]:
+        """The turns for which a unique index may refuse this one: with its id, with its key, or active beside it."""
+        alternatives: list[Document] = [{"_id": command.run_id}]
+        if command.idempotency_key is not None:
+            alternatives.append({"tenant": command.tenant, "idempotency_key": command.idempotency_key})
+        if conversation_id is not None:
+            alternatives.append({"conversation_id": conversation_id, "active": True})
+        with asking():
+            # The input may be megabytes and is not asked for; what it was is in the request's hash.
+            return [
+                Turn(document) for document in await self._turns.find({"$or": alternatives}, {"input": 0}).to_list(None)
+            ]
+
+    async def past_turns(self, conversation_id: str, before_seq: int | None, limit: int) -> list[PastTurn]:
+        """The last turns of a conversation, newest first."""
+        query: Document = {"conversation_id": conversation_id}
+        if before_seq is not None:
+            query["seq"] = {"$lt": before_seq}
+        with asking():
+            newest = self._turns.find(query, {"seq": 1, "status": 1, "input": 1, "output": 1})
+            documents = await newest.sort("seq", DESCENDING).limit(limit).to_list(None)
+        return [
+            PastTurn(
+                run_id=document["_id"],
+                seq=document["seq"],
+                is_active=document["status"] in ACTIVE,
+                messages=tuple(InputMessage(**message) for message in document["input"]),
+                output=document.get("output"),
+            )
+            for document in documents
+        ]
+
+    async def turns_from(
+        self, conversation_id: str, seq: int | None, order: Literal["asc", "desc"], limit: int
+    ) -> tuple[list[Turn], bool]:
+        """At most `limit` turns of a conversation from `seq` on, itself included.
+
+        Also whether there may be more because these fill a page already.
+        """
+        query: Document = {"conversation_id": conversation_id}
+        if seq is not None:
+            query["seq"] = {"$gte" if order == "asc" else "$lte": seq}
+        turns: list[Turn] = []
+        size = 0
+        with asking():
+            cursor = self._turns.find(query).sort("seq", ASCENDING if order == "asc" else DESCENDING).limit(limit)
+            async for document in cursor:
+                turns.append(Turn(document))
+                size += turns[-1].text_bytes
+                if size > PAGE_MAX_BYTES:
+                    await cursor.close()
+                    break
+        return turns, size > PAGE_MAX_BYTES
+
+
+@asynccontextmanager
+async def open_repository(url: str) -> AsyncIterator[Repository]:
+    """The repository of the database that `url` names. Raises DatabaseUnusable.
+
+    On leaving, what waits to be written is written.
+    """
+    async with connected(url) as database:
+        await ensure_migrated(database)
+        async with TurnCommits(database) as turns:
+            yield Repository(database, turns)

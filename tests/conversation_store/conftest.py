@@ -1,0 +1,103 @@
+"""What tests of the store stand on: a migrated database, and a store that serves it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pymongo
+import pytest
+from pymongo.asynchronous.database import AsyncDatabase
+
+from services.conversation_store.main import StoreSettings, serve
+from services.conversation_store.repository import Repository, connected, migrate, open_repository
+from shared.broker import Broker, Delivery, open_broker
+from shared.contracts.jobs import GenerateReply
+from shared.contracts.store import Ping
+from tests.stack.rooms import Vhost
+
+DEADLINE_S = 20
+BOOTSTRAP_KEY = "bootstrap-key-of-the-tests"
+
+
+@pytest.fixture
+async def migrated(database: str) -> str:
+    """The address of a database that `migrate` has prepared."""
+    async with connected(database) as opened:
+        await migrate(opened)
+    return database
+
+
+@pytest.fixture
+async def repository(migrated: str) -> AsyncIterator[Repository]:
+    """The repository of a database of the test's own."""
+    async with open_repository(migrated) as repository:
+        yield repository
+
+
+@pytest.fixture
+async def documents(migrated: str) -> AsyncIterator[AsyncDatabase[dict[str, Any]]]:
+    """The test's database as it is stored, past the store."""
+    async with pymongo.AsyncMongoClient[dict[str, Any]](migrated, tz_aware=True) as client:
+        yield client.get_default_database()
+
+
+@dataclass
+class Surroundings:
+    """A store that serves, and those around it: an api with its frames, and a worker with its jobs."""
+
+    api: Broker
+    worker: Broker
+    vhost: Vhost
+    frames: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+    jobs: asyncio.Queue[Delivery[GenerateReply]] = field(default_factory=asyncio.Queue)
+
+    async def frame(self) -> dict[str, Any]:
+        """The next frame."""
+        return await asyncio.wait_for(self.frames.get(), DEADLINE_S)
+
+    async def job(self) -> GenerateReply:
+        """The next job; it is done with."""
+        delivery = await asyncio.wait_for(self.jobs.get(), DEADLINE_S)
+        await delivery.ack()
+        return delivery.message
+
+
+@asynccontextmanager
+async def surrounded(vhost: Vhost, database: str, **settings: Any) -> AsyncIterator[Surroundings]:
+    """A store in this process on the vhost and the database, which is migrated, with others around it."""
+    given = {
+        "amqp_url": vhost.amqp_url("parley-store"),
+        "mongodb_url": database,
+        "bootstrap_key": BOOTSTRAP_KEY,
+        "key_pepper": "pepper-of-the-tests",
+        "default_model": "default-model",
+    }
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(serve(StoreSettings(**(given | settings)), stop))
+        try:
+            async with (
+                open_broker(vhost.amqp_url("parley-api"), "api") as api,
+                open_broker(vhost.amqp_url("parley-worker"), "inference_worker") as worker,
+            ):
+                around = Surroundings(api, worker, vhost)
+                async with (
+                    api.subscribed(
+                        api.process, lambda body: around.frames.put_nowait(orjson.loads(body)), lambda: None
+                    ),
+                    worker.working(GenerateReply, around.jobs.put_nowait, prefetch=1000),
+                ):
+                    await api.call(Ping(), timeout=DEADLINE_S)
+                    yield around
+        finally:
+            stop.set()
+
+
+@pytest.fixture
+async def around(vhost: Vhost, migrated: str) -> AsyncIterator[Surroundings]:
+    """A store that serves, on a vhost and a database of the test's own."""
+    async with surrounded(vhost, migrated) as around:
+        yield around

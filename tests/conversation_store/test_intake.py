@@ -1,0 +1,185 @@
+"""How turns of internal services are taken, and what those hear of them, over a real broker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aio_pika
+import pytest
+
+from shared.contracts.store import ConversationToUse, DeleteConversation, GetConversation, GetRun
+from shared.ids import new_id
+from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded
+from tests.conversation_store.making import TENANT, claim_run, finish_run, in_seconds, submit_turn
+from tests.stack.rooms import Vhost
+
+
+@dataclass
+class InternalService:
+    """Somebody outside the package, with a login of its own, aio-pika and JSON."""
+
+    login: str
+    channel: aio_pika.abc.AbstractChannel
+    outcomes: aio_pika.abc.AbstractQueue
+
+    async def submit(self, body: bytes, **properties: Any) -> None:
+        intake = await self.channel.get_exchange("chat.intake", ensure=False)
+        message = aio_pika.Message(
+            body, type="SubmitTurn", message_id=new_id(), **({"user_id": self.login, "delivery_mode": 2} | properties)
+        )
+        await intake.publish(message, "conversation-store.intake")
+
+    async def outcome(self) -> dict[str, Any]:
+        import orjson
+
+        async with asyncio.timeout(DEADLINE_S):
+            while (message := await self.outcomes.get(fail=False)) is None:
+                await asyncio.sleep(0.02)
+        await message.ack()
+        content: dict[str, Any] = orjson.loads(message.body)
+        assert message.routing_key == f"{self.login}.{content['type']}"
+        return content
+
+
+@asynccontextmanager
+async def internal_service(vhost: Vhost) -> AsyncIterator[InternalService]:
+    if vhost.management is None:
+        pytest.skip("a login can only be made through the management API")
+    login = await vhost.add_login()
+    async with await aio_pika.connect(vhost.amqp_url(login)) as connection:
+        channel = await connection.channel(on_return_raises=True)
+        queue = await channel.declare_queue(f"svc.{login}.outcomes", durable=True, arguments={"x-queue-type": "quorum"})
+        await queue.bind("chat.outcomes", f"{login}.#")
+        yield InternalService(login, channel, queue)
+
+
+@pytest.fixture
+async def outside(vhost: Vhost, around: Surroundings) -> AsyncIterator[InternalService]:
+    """A service whose login no tenant lists yet; the store is there, and with it the exchanges."""
+    async with internal_service(vhost) as service:
+        yield service
+
+
+async def list_login(documents: Any, login: str) -> None:
+    await documents.tenants.update_one({"_id": TENANT}, {"$set": {"logins": [login]}})
+
+
+async def test_turn_of_a_listed_login_is_accepted_answered_and_reported(
+    around: Surroundings, outside: InternalService, documents: Any
+) -> None:
+    await list_login(documents, outside.login)
+    command = submit_turn("Hi", conversation=ConversationToUse(id=new_id(), title="From outside"))
+    await outside.submit(command.to_json())
+    accepted = await outside.outcome()
+    assert (accepted["type"], accepted["run"]["id"], accepted["replayed"]) == ("TurnAccepted", command.run_id, False)
+    assert (await around.job()).run_id == command.run_id
+    await around.worker.call(claim_run(command.run_id))
+    await around.worker.publish(finish_run(command.run_id, "The answer"))
+    finished = await outside.outcome()
+    assert (finished["type"], finished["run"]["output"]) == ("RunFinished", "The answer")
+    assert command.conversation is not None
+    own = GetConversation(tenant=TENANT, conversation_id=command.conversation.id)
+    assert (await around.api.call(own)).title == "From outside"
+
+
+async def test_end_is_reported_again_only_while_nobody_was_told(
+    around: Surroundings, outside: InternalService, documents: Any
+) -> None:
+    await list_login(documents, outside.login)
+    first, second = submit_turn(), submit_turn()
+    for command in (first, second):
+        await outside.submit(command.to_json())
+        assert (await outside.outcome())["type"] == "TurnAccepted"
+        await around.worker.call(claim_run(command.run_id))
+    await around.worker.publish(finish_run(first.run_id, "The answer"))
+    assert (await outside.outcome())["run"]["id"] == first.run_id
+    async with asyncio.timeout(DEADLINE_S):
+        while "outcome_pending" in (await documents.turns.find_one({"_id": first.run_id})):
+            await asyncio.sleep(0.02)
+    # As if the store had died after the commit and before it told anybody: the result comes again.
+    await documents.turns.update_one({"_id": first.run_id}, {"$set": {"outcome_pending": True}})
+    await around.worker.publish(finish_run(first.run_id, "The answer"))
+    again = await outside.outcome()
+    assert (again["run"]["id"], again["run"]["output"]) == (first.run_id, "The answer")
+    await around.worker.publish(finish_run(first.run_id, "The answer"))
+    await around.worker.publish(finish_run(second.run_id))
+    assert (await outside.outcome())["run"]["id"] == second.run_id
+
+
+async def test_same_submission_again_is_the_same_turn_and_a_known_key_names_the_first_run(
+    around: Surroundings, outside: InternalService, documents: Any
+) -> None:
+    await list_login(documents, outside.login)
+    command = submit_turn("Hi", idempotency_key="k", reply_by=in_seconds(-100))
+    for _ in range(2):
+        await outside.submit(command.to_json())
+        accepted = await outside.outcome()
+        assert (accepted["run"]["id"], accepted["replayed"]) == (command.run_id, False)
+    await outside.submit(submit_turn("Hi", idempotency_key="k").to_json())
+    replayed = await outside.outcome()
+    assert (replayed["run"]["id"], replayed["replayed"]) == (command.run_id, True)
+
+
+async def test_turn_that_cannot_be_is_rejected_with_its_reason(
+    around: Surroundings, outside: InternalService, documents: Any
+) -> None:
+    command = submit_turn()
+    await outside.submit(command.to_json())
+    rejected = await outside.outcome()
+    assert (rejected["type"], rejected["run_id"], rejected["code"]) == ("TurnRejected", command.run_id, "forbidden")
+    await outside.submit(submit_turn(tenant="nobody").to_json())
+    assert (await outside.outcome())["code"] == "not_found"
+    await list_login(documents, outside.login)
+    await outside.submit(submit_turn(conversation_id=new_id()).to_json())
+    assert (await outside.outcome())["code"] == "not_found"
+    chatbot = ConversationToUse(id=new_id(), chatbot_id=new_id())
+    await outside.submit(submit_turn(conversation=chatbot).to_json())
+    rejected = await outside.outcome()
+    assert rejected["code"] == "invalid_request"
+    assert "/conversation/chatbot_id" in rejected["detail"]
+
+
+async def test_turn_without_a_login_and_one_that_is_none_do_not_stop_the_queue(
+    around: Surroundings, outside: InternalService, documents: Any
+) -> None:
+    await list_login(documents, outside.login)
+    nobodys = submit_turn()
+    await outside.submit(nobodys.to_json(), user_id=None)
+    await outside.submit(b'{"run_id": 1}')
+    good = submit_turn()
+    await outside.submit(good.to_json())
+    assert (await outside.outcome())["run"]["id"] == good.run_id
+    assert await documents.turns.find_one({"_id": nobodys.run_id}) is None
+
+
+async def test_login_listed_in_the_settings_may_act_for_the_default_tenant(vhost: Vhost, migrated: str) -> None:
+    async with surrounded(vhost, migrated), internal_service(vhost) as outside:
+        pass
+    async with surrounded(vhost, migrated, default_tenant_logins=f"somebody, {outside.login}") as around:
+        async with await aio_pika.connect(vhost.amqp_url(outside.login)) as connection:
+            channel = await connection.channel()
+            queue = await channel.get_queue(f"svc.{outside.login}.outcomes")
+            service = InternalService(outside.login, channel, queue)
+            command = submit_turn()
+            await service.submit(command.to_json())
+            assert (await service.outcome())["type"] == "TurnAccepted"
+        assert (await around.api.call(GetRun(tenant=TENANT, run_id=command.run_id))).status == "queued"
+
+
+async def test_service_hears_of_a_run_that_ends_with_its_conversation(
+    around: Surroundings, outside: InternalService, documents: Any
+) -> None:
+    await list_login(documents, outside.login)
+    command = submit_turn(conversation=ConversationToUse(id=new_id()))
+    await outside.submit(command.to_json())
+    await outside.outcome()
+    assert command.conversation is not None
+    await around.api.call(DeleteConversation(tenant=TENANT, conversation_id=command.conversation.id))
+    finished = await outside.outcome()
+    assert (finished["type"], finished["run"]["status"], finished["run"]["output"]) == (
+        "RunFinished",
+        "cancelled",
+        None,
+    )

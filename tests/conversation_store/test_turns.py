@@ -1,0 +1,215 @@
+"""How a turn's state changes, whatever is asked of it and in whatever order."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.conversation_store.documents import state_changes
+from services.conversation_store.turns import LEASE, Cancel, Claim, Command, Finish, TurnState, Watch, decide
+from shared.contracts.problems import RunError
+from shared.contracts.resources import TerminalStatus
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+QUEUED = TurnState(status="queued", subscribers=("api-1",))
+
+
+def claim(worker: str = "w1", message: str = "m1", *, redelivered: bool = False, waited: float = 0) -> Claim:
+    return Claim(worker, message, redelivered, timedelta(seconds=waited))
+
+
+def finish(attempt: int = 1, worker: str = "w1", status: TerminalStatus = "completed", output: str = "Hello") -> Finish:
+    error = (
+        RunError(code="provider_error", message="cut", retryable=True) if status in ("failed", "incomplete") else None
+    )
+    return Finish(attempt, worker, status, output, "stop", None, error, upstream_closed=True)
+
+
+def after(*commands: Command, at: datetime = NOW, start: TurnState = QUEUED) -> TurnState:
+    for command in commands:
+        start = decide(start, command, at).after
+    return start
+
+
+def test_first_claim_starts_the_first_attempt_with_a_lease() -> None:
+    decision = decide(QUEUED, claim(), NOW)
+    assert decision.verdict == "granted"
+    assert decision.after == replace(
+        QUEUED,
+        status="running",
+        attempt=1,
+        worker="w1",
+        job_message_id="m1",
+        next_check=NOW + LEASE,
+        bases=(0,),
+        started_at=NOW,
+    )
+
+
+def test_owner_that_claims_again_keeps_its_attempt_and_takes_the_new_message() -> None:
+    running = after(claim())
+    again = decide(running, claim(message="m2", redelivered=True), NOW + timedelta(hours=1))
+    assert (again.verdict, again.after) == ("granted", replace(running, job_message_id="m2"))
+
+
+def test_second_worker_is_told_busy_while_the_lease_holds() -> None:
+    running = after(claim())
+    assert decide(running, claim("w2", "m2"), NOW + timedelta(seconds=4)).verdict == "busy"
+    # A second publish is not a redelivery, however long its worker waited.
+    assert (
+        decide(running, claim("w2", "m2", redelivered=True, waited=1.2), NOW + timedelta(seconds=4)).verdict == "busy"
+    )
+
+
+def test_worker_takes_over_when_the_lease_has_lapsed() -> None:
+    running = after(claim())
+    taken = decide(running, claim("w2", "m2"), NOW + LEASE)
+    assert taken.verdict == "granted"
+    assert (taken.after.attempt, taken.after.worker, taken.after.bases) == (2, "w2", (0, 0))
+    assert taken.after.started_at == NOW
+
+
+def test_redelivery_of_the_claiming_message_takes_over_only_if_the_owner_did_not_renew_meanwhile() -> None:
+    running = after(claim())
+    redelivered = claim("w2", "m1", redelivered=True, waited=1.2)
+    assert decide(running, redelivered, NOW + timedelta(seconds=1)).verdict == "busy"
+    taken = decide(running, redelivered, NOW + timedelta(seconds=1.2))
+    assert (taken.verdict, taken.after.attempt) == ("granted", 2)
+
+
+def test_claim_of_a_run_that_is_over_or_being_cancelled_is_told_so() -> None:
+    for state in (after(claim(), finish()), after(Cancel()), after(claim(), Cancel())):
+        assert decide(state, claim("w2"), NOW + LEASE).verdict == "over"
+        assert decide(state, claim("w2"), NOW + LEASE).after == state
+
+
+def test_finish_of_the_present_attempt_ends_the_run_with_all_it_brings() -> None:
+    ended = after(claim(), finish(output="Grüße 🙂"))
+    assert (ended.status, ended.finished_at, ended.next_check) == ("completed", NOW, None)
+    assert ended.result is not None
+    assert (ended.result.output, ended.result.length) == ("Grüße 🙂", 7)
+    assert ended.result.receipt is None
+
+
+def test_same_finish_again_changes_nothing_and_still_says_finished() -> None:
+    ended = replace(after(claim(), finish()), result=None)
+    again = decide(ended, finish(), NOW + LEASE)
+    assert (again.verdict, again.after) == ("finished", ended)
+
+
+def test_finish_of_another_attempt_or_worker_is_superseded() -> None:
+    second = after(claim("w2", "m2"), at=NOW + LEASE, start=after(claim()))
+    for stale in (finish(1, "w1"), finish(1, "w2"), finish(2, "w1")):
+        assert decide(second, stale, NOW).verdict == "superseded"
+        assert decide(second, stale, NOW).after == second
+    assert decide(QUEUED, finish(), NOW).verdict == "superseded"
+
+
+def test_finish_of_a_cancelled_run_is_cancelled_and_leaves_a_receipt() -> None:
+    ended = after(claim(), Cancel(), finish(output="Hel"))
+    assert ended.status == "cancelled"
+    assert ended.result is not None
+    assert ended.result.output == "Hel"
+    assert ended.result.error is None
+    receipt = ended.result.receipt
+    assert receipt is not None
+    assert (receipt.attempt, receipt.offset, receipt.upstream_closed) == (1, 3, True)
+
+
+def test_cancel_of_a_queued_run_ends_it_at_once() -> None:
+    decision = decide(QUEUED, Cancel(), NOW)
+    assert (decision.verdict, decision.after.status) == ("cancelled", "cancelled")
+    assert decision.after.result is not None
+    assert decision.after.result.receipt is not None
+
+
+def test_finish_of_an_erased_turn_brings_no_text_back() -> None:
+    ended = after(finish(), start=replace(after(claim()), erased=True))
+    assert ended.result is not None
+    assert (ended.result.output, ended.result.length) == (None, 5)
+
+
+def test_failed_run_without_text_has_no_output_and_a_completed_one_has_an_empty_one() -> None:
+    failed, completed = after(claim(), finish(status="failed", output="")), after(claim(), finish(output=""))
+    assert failed.result is not None
+    assert completed.result is not None
+    assert (failed.result.output, completed.result.output) == (None, "")
+    assert failed.result.error is not None
+
+
+def test_watcher_is_added_once_and_only_while_the_run_lives() -> None:
+    watched = after(Watch("api-2"), Watch("api-2"), Watch("api-1"))
+    assert watched.subscribers == ("api-1", "api-2")
+    over = after(claim(), finish())
+    assert decide(over, Watch("api-2"), NOW).verdict == "over"
+
+
+COMMANDS = st.one_of(
+    st.builds(
+        claim,
+        st.sampled_from(["w1", "w2", "w3"]),
+        st.sampled_from(["m1", "m2"]),
+        redelivered=st.booleans(),
+        waited=st.floats(0, 3),
+    ),
+    st.builds(
+        finish,
+        st.integers(1, 4),
+        st.sampled_from(["w1", "w2", "w3"]),
+        st.sampled_from(["completed", "failed", "incomplete", "cancelled"]),
+        st.sampled_from(["", "text"]),
+    ),
+    st.builds(Cancel, st.booleans()),
+    st.builds(Watch, st.sampled_from(["api-1", "api-2"])),
+)
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(st.tuples(COMMANDS, st.integers(1, 2), st.floats(0, 6)), max_size=30))
+def test_no_interleaving_breaks_a_turn(story: list[tuple[Command, int, float]]) -> None:
+    state, now = QUEUED, NOW
+    ends: list[str] = []
+    cancel_asked = False
+    for command, times, pause in story:
+        now += timedelta(seconds=pause)
+        for n in range(times):
+            decision = decide(state, command, now)
+            before, state = state, replace(decision.after, result=None, withdrawn=False)
+            assert state.attempt - before.attempt in (0, 1)
+            assert len(state.bases) == state.attempt
+            assert set(before.subscribers) <= set(state.subscribers)
+            if before.is_over:
+                assert state == before, "a turn that is over changed"
+            elif state.is_over:
+                ends.append(state.status)
+                assert decision.after.result is not None
+                assert state.next_check is None
+            if isinstance(command, Finish) and decision.verdict == "finished":
+                assert (command.attempt, command.worker) == (before.attempt, before.worker)
+            if state.status == "running":
+                assert state.next_check is not None
+                assert state.worker is not None
+            if n == 1 and not isinstance(command, Claim):
+                # Deciding again what is done already; a claim may take over from itself only by another's message.
+                assert state == before
+        cancel_asked |= isinstance(command, Cancel) and not ends
+        if cancel_asked:
+            assert state.status in ("cancelling", "cancelled"), "a cancelled run came back"
+    assert len(ends) <= 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(COMMANDS, max_size=12))
+def test_what_is_written_is_what_was_decided(commands: list[Command]) -> None:
+    state = QUEUED
+    written: dict[str, object] = {"active": True}
+    for command in commands:
+        decided = decide(state, command, NOW).after
+        to_set, to_remove = state_changes(state, decided)
+        assert not set(to_set) & set(to_remove)
+        written = {name: value for name, value in (written | to_set).items() if name not in to_remove}
+        state = replace(decided, result=None, withdrawn=False)
+        assert ("active" in written) == state.is_active
+    for name in ("worker", "job_message_id", "next_check", "started_at", "finished_at"):
+        assert written.get(name) == getattr(state, name)

@@ -1,0 +1,208 @@
+"""Whatever happens to the deltas on their way, every reader has the run's exact text in the end."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.api.dialects.native import NativeEvents
+from services.api.text import PIECE_CODE_POINTS, Reader, Text
+from shared.contracts.resources import Run
+
+RUN_ID = "01900000-0000-7000-8000-000000000001"
+MODEL = "a model"
+ENDED = Run(
+    id=RUN_ID,
+    conversation_id=None,
+    status="completed",
+    attempt=1,
+    model=MODEL,
+    output=None,
+    finish_reason="stop",
+    usage=None,
+    error=None,
+    receipt=None,
+    metadata={},
+    created_at=datetime.now(UTC),
+    started_at=None,
+    finished_at=None,
+)
+
+
+@dataclass
+class Client:
+    """A client that keeps to the rules of the native stream: it holds a text and the position after the last event."""
+
+    reader: Reader
+    text: str = ""
+    names: list[str] = field(default_factory=list)
+    last_id: str = "0-0"
+
+    @classmethod
+    def from_the_start(cls) -> "Client":
+        return cls(Reader(NativeEvents(RUN_ID)))
+
+    def resumed(self) -> "Client":
+        attempt, offset = self.last_id.split("-")[:2]
+        return Client(Reader(NativeEvents(RUN_ID), int(attempt), int(offset)), self.text, [], self.last_id)
+
+    def hear(self, text: Text, ended: Run | None = None, limit: int = 10_000) -> None:
+        """Takes at most `limit` events."""
+        while limit and (event := self.reader.next(text, ended)) is not None:
+            limit -= 1
+            # An event ends at a blank line and its data is one line: exactly what a plain parser relies on.
+            fields = dict(line.split(": ", 1) for line in event.decode().removesuffix("\n\n").split("\n"))
+            data = json.loads(fields["data"])
+            assert data["run_id"] == RUN_ID
+            self.names.append(fields["event"])
+            self.last_id = fields["id"]
+            if fields["event"] == "run.started":
+                assert data["offset"] <= len(self.text)
+                self.text = self.text[: data["offset"]]
+            elif fields["event"] == "message.delta":
+                assert data["offset"] == len(self.text)
+                self.text += data["text"]
+                assert fields["id"] == f"{data['attempt']}-{len(self.text)}"
+
+
+@st.composite
+def attempts(draw: st.DrawFn) -> list[tuple[int, str]]:
+    """A run's attempts: each the offset it starts from and its whole text, which keeps the text before that."""
+    texts = st.text(alphabet="ab\n\r\u2028é🙂\u0301\x00", max_size=12)
+    found: list[tuple[int, str]] = [(0, draw(texts))]
+    for _ in range(draw(st.integers(0, 2))):
+        before = found[-1][1]
+        base = draw(st.integers(0, len(before)))
+        found.append((base, before[:base] + draw(texts)))
+    return found
+
+
+class Worker:
+    """The sending side of the contract: the attempts' texts, cut into deltas anywhere."""
+
+    def __init__(self, run: list[tuple[int, str]]) -> None:
+        self.run = run
+        self.bases = [base for base, _ in run]
+
+    def bring(self, text: Text) -> None:
+        """What WatchRun and AttachRun do once nothing is lost: the last attempt's text, from where ours ends."""
+        attempt, whole = len(self.run), self.run[-1][1]
+        text.adopt(attempt, self.bases, MODEL)
+        offset = min(text.length, len(whole))
+        assert text.start(attempt, offset, MODEL)
+        assert text.append(attempt, offset, whole[offset:])
+
+
+@settings(max_examples=200)
+@given(run=attempts(), data=st.data())
+def test_every_reader_gets_exactly_the_text_whatever_is_lost_repeated_or_late(
+    run: list[tuple[int, str]], data: st.DataObject
+) -> None:
+    worker = Worker(run)
+    sent: list[tuple[int, int, str | None]] = []
+    for attempt, (base, whole) in enumerate(run, start=1):
+        sent.append((attempt, base, None))
+        at = base
+        while at < len(whole):
+            end = data.draw(st.integers(at + 1, len(whole)))
+            sent.append((attempt, at, whole[at:end]))
+            at = end
+    # Lost ones are missing from this, repeated ones are in it twice, late ones come after their successors.
+    arriving = data.draw(st.lists(st.sampled_from(sent), max_size=2 * len(sent))) if data.draw(st.booleans()) else sent
+
+    text = Text()
+    clients = [Client.from_the_start()]
+    for attempt, offset, piece in arriving:
+        fits = text.start(attempt, offset, MODEL) if piece is None else text.append(attempt, offset, piece)
+        if not fits and data.draw(st.booleans()):
+            worker.bring(text)
+        action = data.draw(st.sampled_from(["hear", "hear one", "wait", "resume", "join"]))
+        if action == "join":
+            clients.append(Client.from_the_start())
+        elif action == "resume":
+            clients.append(data.draw(st.sampled_from(clients)).resumed())
+        elif action != "wait":
+            for client in clients:
+                client.hear(text, limit=1 if action == "hear one" else 10_000)
+        present = run[text.attempt - 1][1] if text.attempt else ""
+        assert present.startswith(text.read(0)), "what is held is always a beginning of the present attempt"
+
+    worker.bring(text)
+    whole = run[-1][1]
+    assert text.read(0) == whole
+    for client in clients:
+        client.hear(text, ENDED)
+        assert client.text == whole
+        assert client.names[-1] == "run.completed"
+        assert client.names.count("run.completed") == 1
+        assert client.last_id == f"{len(run)}-{len(whole)}-end"
+        assert client.reader.next(text, ENDED) is None
+
+
+@given(run=attempts(), held=st.integers(0, 12), data=st.data())
+def test_saved_answer_completes_whatever_part_was_there(
+    run: list[tuple[int, str]], held: int, data: st.DataObject
+) -> None:
+    """As in a replay from the store, or when the last deltas were lost: a client loses nothing it rightly has."""
+    text = Text()
+    attempt = data.draw(st.integers(1, len(run)))
+    present = run[attempt - 1][1]
+    text.adopt(attempt, Worker(run).bases[:attempt], MODEL)
+    client = Client.from_the_start()
+    text.append(attempt, 0, present[:held])
+    client.hear(text)
+    whole = run[-1][1]
+    text.complete(len(run), whole, MODEL)
+    client.hear(text, ENDED)
+    assert client.text == whole
+    assert client.names[-1] == "run.completed"
+
+
+def test_resumed_reader_goes_back_to_what_every_later_attempt_has_kept() -> None:
+    text = Text()
+    text.adopt(4, [0, 7, 3, 5], MODEL)
+    assert text.resume(4, 9) == 9
+    assert text.resume(3, 9) == 5
+    assert text.resume(2, 9) == 3
+    assert text.resume(1, 2) == 2
+
+
+def test_attempt_that_was_never_heard_of_makes_the_text_begin_anew() -> None:
+    text = Text()
+    text.start(1, 0, MODEL)
+    text.append(1, 0, "abc")
+    assert not text.start(3, 3, MODEL), "what attempt 2 kept is not known: the store has to be asked"
+    assert text.attempt == 1
+    text.adopt(3, [], MODEL)
+    assert (text.length, text.resume(1, 3)) == (0, 0)
+
+
+def test_delta_of_an_attempt_whose_start_was_lost_does_not_fit() -> None:
+    text = Text()
+    assert not text.append(1, 0, "abc")
+    assert text.length == 0
+    assert text.start(1, 0, MODEL)
+    assert text.append(1, 0, "abc")
+    assert text.append(0, 0, "of an older attempt")
+    assert text.read(0) == "abc"
+
+
+def test_long_text_is_told_in_pieces() -> None:
+    text = Text()
+    text.start(1, 0, MODEL)
+    text.append(1, 0, "🙂" * (2 * PIECE_CODE_POINTS + 1))
+    client = Client.from_the_start()
+    client.hear(text, ENDED)
+    assert client.names == ["run.started", *["message.delta"] * 3, "run.completed"]
+    assert client.text == text.read(0)
+
+
+def test_run_that_ends_without_having_started_is_told_without_a_start() -> None:
+    text = Text()
+    client = Client.from_the_start()
+    client.hear(text)
+    client.hear(text, ENDED)
+    assert client.names == ["run.queued", "run.completed"]
+    assert client.last_id == "0-0-end"

@@ -1,0 +1,141 @@
+"""A worker on a real broker, with a test in the place of the store and of the api."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from services.inference_worker.main import WorkerSettings, serve
+from shared.broker import Broker, Delivery, open_broker
+from shared.contracts.jobs import FinishRun, GenerateReply
+from shared.contracts.store import ClaimRun, ClaimVerdict
+from tests.fakes.upstream import FakeUpstream
+from tests.inference_worker.reader import Reader
+from tests.stack.rooms import Vhost
+
+Decide = Callable[[ClaimRun], Awaitable[ClaimVerdict]]
+
+
+class Stage:
+    """What the test holds: the store's and the api's connections, and all that came over them."""
+
+    def __init__(self, store: Broker, api: Broker, vhost: Vhost, upstream: FakeUpstream) -> None:
+        self.store = store
+        self.api = api
+        self.vhost = vhost
+        self.upstream = upstream
+        self.claims: list[ClaimRun] = []
+        self.finishes: list[FinishRun] = []
+        self.reader = Reader()
+        self.attempt = 1
+        self.decide: Decide = self.grant
+        self._changed = asyncio.Condition()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def grant(self, _: ClaimRun) -> ClaimVerdict:
+        """The usual verdict: yes, and this api wants the frames."""
+        return ClaimVerdict(verdict="granted", attempt=self.attempt, subscribers=(self.api.process,))
+
+    async def until(self, condition: Callable[[], bool], timeout: float = 15) -> None:
+        """Returns once `condition` holds; it is looked at after every claim, finish and frame."""
+        async with asyncio.timeout(timeout), self._changed:
+            await self._changed.wait_for(condition)
+
+    async def finished(self, run_id: str) -> FinishRun:
+        """The result of a run, once it is handed in."""
+        await self.until(lambda: any(finish.run_id == run_id for finish in self.finishes))
+        [finish] = [finish for finish in self.finishes if finish.run_id == run_id]
+        return finish
+
+    async def heard(self, run_id: str, text: str, reader: Reader | None = None) -> None:
+        """Returns once the reader has exactly this text of the run."""
+        texts = (reader or self.reader).texts
+        await self.until(lambda: texts.get(run_id) == text)
+
+    async def claimed(self, count: int = 1) -> ClaimRun:
+        """The latest claim, once there were `count`."""
+        await self.until(lambda: len(self.claims) >= count)
+        return self.claims[-1]
+
+    @asynccontextmanager
+    async def worker(self, **settings: Any) -> AsyncIterator[None]:
+        """A worker in this process, put together as the real one is; stopped as by a signal."""
+        told = {"OPENAI_BASE_URL": self.upstream.base_url, "amqp_url": self.vhost.amqp_url("parley-worker")}
+        stop = asyncio.Event()
+        serving = asyncio.create_task(serve(WorkerSettings(**(told | settings)), stop))
+        try:
+            yield
+        finally:
+            stop.set()
+            async with asyncio.timeout(20):
+                await serving
+
+    @asynccontextmanager
+    async def subscribed(self, broker: Broker, reader: Reader) -> AsyncIterator[None]:
+        """`reader` hears the frames for this process."""
+
+        def hear(body: bytes) -> None:
+            reader.hear(body)
+            self._note()
+
+        async with broker.subscribed(broker.process, hear, lambda: None):
+            yield
+
+    async def next_job(self) -> Delivery[GenerateReply]:
+        """The job at the head of the queue, taken as another worker would, and put back when that one goes."""
+        taken: asyncio.Future[Delivery[GenerateReply]] = asyncio.get_running_loop().create_future()
+
+        def take(delivery: Delivery[GenerateReply]) -> None:
+            if not taken.done():
+                taken.set_result(delivery)
+
+        async with (
+            open_broker(self.vhost.amqp_url("parley-worker"), "inference_worker") as broker,
+            broker.working(GenerateReply, take, prefetch=1),
+        ):
+            async with asyncio.timeout(10):
+                return await taken
+
+    async def assert_no_job_is_left(self, marker: GenerateReply) -> None:
+        """Fails if a job is in the queue; what comes back to a queue stands before what is new."""
+        await self.store.publish(marker)
+        assert (await self.next_job()).message.run_id == marker.run_id
+
+    async def answer_claim(self, claim: ClaimRun) -> ClaimVerdict:
+        self.claims.append(claim)
+        self._note()
+        return await self.decide(claim)
+
+    def take_finish(self, delivery: Delivery[FinishRun]) -> None:
+        self.finishes.append(delivery.message)
+        self._spawn(delivery.ack())
+        self._note()
+
+    def _note(self) -> None:
+        async def note() -> None:
+            async with self._changed:
+                self._changed.notify_all()
+
+        self._spawn(note())
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+@pytest.fixture
+async def stage(vhost: Vhost, upstream: FakeUpstream) -> AsyncIterator[Stage]:
+    async with (
+        open_broker(vhost.amqp_url("parley-store"), "conversation_store") as store,
+        open_broker(vhost.amqp_url("parley-api"), "api") as api,
+    ):
+        stage = Stage(store, api, vhost, upstream)
+        async with (
+            store.serving({ClaimRun: stage.answer_claim}),
+            store.working(FinishRun, stage.take_finish, prefetch=100),
+            stage.subscribed(api, stage.reader),
+        ):
+            yield stage
