@@ -16,7 +16,7 @@ _ENTRY = re.compile(r"^([a-z0-9._-]+)==.*?(?=^[a-z0-9]|\Z)", re.MULTILINE | re.D
 
 
 def subset(lock: str, groups: list[str]) -> str:
-    """The entries of `lock` that `groups` need, in the lock's order. Raises ValueError for a group nothing refers to."""
+    """The entries of `lock` that `groups` need, in its order. Raises ValueError for a group that nothing refers to."""
     entries = {match[1]: match[0] for match in _ENTRY.finditer(lock)}
     needed_by = {
         name: set(re.findall(r"^    #(?: via)? +(\S.*)$", text, re.MULTILINE)) for name, text in entries.items()

@@ -141,27 +141,36 @@ fail() {
 
 # As root. What the installation would start is not started: it may find its port taken, and nobody asked for it.
 install_system_packages() {
-  local policy=/usr/sbin/policy-rc.d made=no new=() unit
-  for unit in rabbitmq-server:/usr/sbin/rabbitmq-server epmd:/usr/bin/epmd; do
-    [ -e "${unit#*:}" ] || new+=("${unit%%:*}")
+  local policy=/usr/sbin/policy-rc.d unit
+  local -A programs=([rabbitmq-server]=/usr/sbin/rabbitmq-server [epmd]=/usr/bin/epmd)
+  # A service that is here already is left as it is.
+  for unit in "${!programs[@]}"; do
+    [ ! -e "${programs[$unit]}" ] || unset "programs[$unit]"
   done
   if [ ! -e $policy ]; then
+    trap "rm -f $policy" EXIT
     printf '#!/bin/sh\nexit 101\n' >$policy
     chmod 755 $policy
-    made=yes
   fi
-  trap "[ $made = no ] || rm -f $policy" EXIT
   export DEBIAN_FRONTEND=noninteractive
   apt-get update
   apt-get install -y --no-install-recommends "$@"
-  # A service that was here before is left as it was.
-  for unit in "${new[@]}"; do
-    if [ -d /run/systemd/system ]; then
-      systemctl disable --now "$unit.service" || true
-    elif [ -e "/etc/init.d/$unit" ]; then
-      update-rc.d "$unit" disable
-    fi
+  for unit in "${!programs[@]}"; do
+    [ ! -e "${programs[$unit]}" ] || do_not_run "$unit"
   done
+}
+
+# Not now, where a policy of the machine's own has let it start, and not at the next boot.
+do_not_run() {
+  if [ -d /run/systemd/system ]; then
+    systemctl disable --now "$1.service"
+    return
+  fi
+  deb-systemd-helper disable "$1.service"
+  if [ -x "/etc/init.d/$1" ]; then
+    "/etc/init.d/$1" stop || true # it may not be running
+    update-rc.d "$1" disable
+  fi
 }
 
 case "${1:-}" in

@@ -123,6 +123,10 @@ class Generation:
         """On leaving, runs get `seconds` to end; the rest is left unsettled, so that another worker takes it."""
         try:
             yield
+        except BaseException:
+            # Not a stop but a fault: nothing may still work as it should.
+            seconds = 0
+            raise
         finally:
             if self._tasks:
                 log.info("waiting for answers to end", runs=len(self._tasks), seconds=seconds)

@@ -138,5 +138,5 @@ async def test_store_that_is_away_is_503_in_time_and_comes_back(start_stack: Sta
         assert asyncio.get_running_loop().time() - begun < 5
         assert (reply.status, reply.body["code"]) == (503, "unavailable")
         assert int(reply.headers["Retry-After"]) >= 1
-        await stack.start_ready(api=0, worker=0)
+        await stack.start("conversation_store").wait_ready()
         assert (await client.post(conversation_id, "again", model="fake"))["status"] == "completed"

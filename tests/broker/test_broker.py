@@ -43,7 +43,7 @@ class Services:
 
     async def until_well(self) -> None:
         async with asyncio.timeout(DEADLINE_S):
-            while self.store.problems() or self.api.problems() or self.worker.problems():  # noqa: ASYNC110
+            while self.store.problems() or self.api.problems() or self.worker.problems():
                 await asyncio.sleep(0.05)
 
 
@@ -168,7 +168,7 @@ async def test_a_body_that_is_no_job_goes_to_the_dead_letters(services: Services
         await delivery.ack()
         dead = await channel.get_queue("chat.dead-letters", ensure=False)
         async with asyncio.timeout(DEADLINE_S):
-            while (letter := await dead.get(fail=False, no_ack=True)) is None:  # noqa: ASYNC110
+            while (letter := await dead.get(fail=False, no_ack=True)) is None:
                 await asyncio.sleep(0.05)
     assert letter.body == b"{broken"
 
@@ -242,7 +242,7 @@ async def test_everything_works_again_after_all_connections_were_cut(services: S
         before = await asyncio.wait_for(taken.get(), DEADLINE_S)
         async with asyncio.timeout(DEADLINE_S):
             # The list of connections lags by seconds.
-            while len((await vhost.footprint()).connections) < 6:  # noqa: ASYNC110  # the broker has no event for it
+            while len((await vhost.footprint()).connections) < 6:  # the broker has no event for it
                 await asyncio.sleep(0.1)
         await vhost.management.close_connections(vhost.name)
         await asyncio.wait_for(restored.wait(), DEADLINE_S)
@@ -318,5 +318,5 @@ async def _publish_for_ever(broker: Broker) -> None:
 
 async def _until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not true():  # noqa: ASYNC110
+        while not true():
             await asyncio.sleep(0.01)

@@ -84,10 +84,12 @@ async def surrounded(vhost: Vhost, database: str, **settings: Any) -> AsyncItera
                 open_broker(vhost.amqp_url("parley-worker"), "inference_worker") as worker,
             ):
                 around = Surroundings(api, worker, vhost)
+
+                def on_frame(body: bytes) -> None:
+                    around.frames.put_nowait(orjson.loads(body))
+
                 async with (
-                    api.subscribed(
-                        api.process, lambda body: around.frames.put_nowait(orjson.loads(body)), lambda: None
-                    ),
+                    api.subscribed(api.process, on_frame, lambda: None),
                     worker.working(GenerateReply, around.jobs.put_nowait, prefetch=1000),
                 ):
                     await api.call(Ping(), timeout=DEADLINE_S)

@@ -6,9 +6,10 @@ from typing import Any
 import orjson
 
 from services.conversation_store.endings import frames
+from shared.broker import open_broker
 from shared.contracts.events import FRAME_MAX_BYTES, Frame, RunEnded
 from shared.contracts.problems import RunError
-from shared.contracts.store import GetRun
+from shared.contracts.store import GetRun, WatchRun
 from shared.ids import new_id
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings
 from tests.conversation_store.making import TENANT, USAGE, claim_run, finish_run, submit_turn
@@ -86,12 +87,13 @@ async def test_runs_that_end_together_share_frames(around: Surroundings) -> None
 
 async def test_every_subscriber_hears_the_end(around: Surroundings) -> None:
     other: asyncio.Queue[bytes] = asyncio.Queue()
-    async with around.worker.subscribed("svc.other.key", other.put_nowait, lambda: None):
-        from shared.contracts.store import WatchRun
-
+    async with (
+        open_broker(around.vhost.amqp_url("parley-api"), "api") as broker,
+        broker.subscribed(broker.process, other.put_nowait, lambda: None),
+    ):
         command = submit_turn(subscriber=around.api.process)
         await around.api.call(command)
-        await around.api.call(WatchRun(tenant=TENANT, run_id=command.run_id, subscriber="svc.other.key"))
+        await around.api.call(WatchRun(tenant=TENANT, run_id=command.run_id, subscriber=broker.process))
         await around.worker.call(claim_run(command.run_id))
         await around.worker.publish(finish_run(command.run_id))
         assert await around.frame() == orjson.loads(await asyncio.wait_for(other.get(), DEADLINE_S))

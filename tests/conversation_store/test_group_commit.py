@@ -89,7 +89,7 @@ async def test_two_batches_run_at_the_same_time_if_allowed() -> None:
         third = group.start(3)
         for _ in range(3):
             database.gate.release()
-        assert await asyncio.gather(first, second, third) == [10, 20, 30]
+        assert list(await asyncio.gather(first, second, third)) == [10, 20, 30]
 
 
 async def test_leaving_commits_what_is_pending() -> None:
@@ -112,4 +112,4 @@ async def test_group_refuses_more_than_may_wait() -> None:
             group.start(2)
         for _ in range(2):
             database.gate.release()
-        assert await asyncio.gather(running, waiting) == [0, 10]
+        assert list(await asyncio.gather(running, waiting)) == [0, 10]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aio_pika
+import orjson
 import pytest
 
 from shared.contracts.store import ConversationToUse, DeleteConversation, GetConversation, GetRun
@@ -24,16 +25,13 @@ class InternalService:
     channel: aio_pika.abc.AbstractChannel
     outcomes: aio_pika.abc.AbstractQueue
 
-    async def submit(self, body: bytes, **properties: Any) -> None:
+    async def submit(self, body: bytes, *, anonymous: bool = False) -> None:
         intake = await self.channel.get_exchange("chat.intake", ensure=False)
-        message = aio_pika.Message(
-            body, type="SubmitTurn", message_id=new_id(), **({"user_id": self.login, "delivery_mode": 2} | properties)
-        )
+        login = None if anonymous else self.login
+        message = aio_pika.Message(body, type="SubmitTurn", message_id=new_id(), user_id=login, delivery_mode=2)
         await intake.publish(message, "conversation-store.intake")
 
     async def outcome(self) -> dict[str, Any]:
-        import orjson
-
         async with asyncio.timeout(DEADLINE_S):
             while (message := await self.outcomes.get(fail=False)) is None:
                 await asyncio.sleep(0.02)
@@ -146,7 +144,7 @@ async def test_turn_without_a_login_and_one_that_is_none_do_not_stop_the_queue(
 ) -> None:
     await list_login(documents, outside.login)
     nobodys = submit_turn()
-    await outside.submit(nobodys.to_json(), user_id=None)
+    await outside.submit(nobodys.to_json(), anonymous=True)
     await outside.submit(b'{"run_id": 1}')
     good = submit_turn()
     await outside.submit(good.to_json())

@@ -9,7 +9,7 @@ import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
 from services.conversation_store.documents import Document, Turn, new_turn, present
-from services.conversation_store.repository import Applied, DuplicateTurn, Repository
+from services.conversation_store.repository import Applied, DuplicateTurn, Repository, open_repository
 from services.conversation_store.turns import Cancel, Claim, Finish, Watch
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn
@@ -131,8 +131,6 @@ async def test_same_finish_again_is_finished_and_writes_nothing(repository: Repo
 
 
 async def test_two_stores_never_grant_a_run_twice(repository: Repository, migrated: str) -> None:
-    from services.conversation_store.repository import open_repository
-
     commands = [submit_turn() for _ in range(40)]
     await asyncio.gather(*(repository.turns.insert(document(command)) for command in commands))
     async with open_repository(migrated) as other:

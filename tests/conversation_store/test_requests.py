@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
+from services.conversation_store.handlers import Requests
 from shared.contracts.base import Contract, Request
 from shared.contracts.problems import Problem, ServiceError
 from shared.contracts.resources import Conversation, ConversationMessage
@@ -62,8 +63,6 @@ def digest(key: str) -> str:
 
 
 def test_every_request_of_the_store_has_a_handler() -> None:
-    from services.conversation_store.handlers import Requests
-
     made: Any = Requests
     requests = made(None, None, None, None, None, default_tenant=TENANT)
     assert set(requests.handlers()) == handled_by("conversation_store", "rpc")

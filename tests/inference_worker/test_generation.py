@@ -79,7 +79,9 @@ async def test_run_that_is_not_granted_is_let_go_at_once(stage: Stage, verdict: 
     async with stage.worker():
         await stage.store.publish(job(script))
         await stage.claimed()
-        await stage.upstream.wait_until(lambda: stage.upstream.requests("refused")[0].outcome == "client_left")
+        await stage.upstream.wait_until(
+            lambda: [request.outcome for request in stage.upstream.requests("refused")] == ["client_left"]
+        )
     assert stage.finishes == []
     assert stage.reader.frames == []
     await stage.assert_no_job_is_left(job(Script()))

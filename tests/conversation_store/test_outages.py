@@ -1,0 +1,125 @@
+"""What happens to turns and results while the database is away: a mongod of the test's own is frozen and thawed."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import pytest
+
+from infra.local.mongod import Mongod, find_mongod
+from services.conversation_store.repository import connected, migrate
+from shared.contracts.problems import ServiceError
+from shared.contracts.store import GetRun, Ping, SubmitTurn
+from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded
+from tests.conversation_store.making import TENANT, claim_run, create_conversation, finish_run, in_seconds, submit_turn
+from tests.stack.rooms import Vhost
+
+
+class OwnMongod(Mongod):
+    """One that can be frozen: its connections stay open, and nothing comes."""
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
+
+
+@pytest.fixture
+async def mongod(tmp_path: Path) -> AsyncIterator[OwnMongod]:
+    if find_mongod() is None:
+        pytest.skip("no mongod here that a test may freeze")
+    mongod = OwnMongod(tmp_path / "mongod")
+    await asyncio.to_thread(mongod.start)
+    try:
+        async with connected(mongod.url("parley")) as database:
+            await migrate(database)
+        yield mongod
+    finally:
+        if mongod.running:
+            mongod.thaw()
+        await asyncio.to_thread(mongod.stop)
+
+
+@pytest.fixture
+async def around(vhost: Vhost, mongod: OwnMongod) -> AsyncIterator[Surroundings]:
+    async with surrounded(vhost, mongod.url("parley")) as around:
+        try:
+            yield around
+        finally:
+            if mongod.running:
+                mongod.thaw()
+
+
+async def refused(around: Surroundings, command: Any) -> str:
+    with pytest.raises(ServiceError) as refusal:
+        await around.api.call(command, timeout=DEADLINE_S)
+    return refusal.value.problem.code
+
+
+async def status(around: Surroundings, command: SubmitTurn) -> str:
+    return (await around.api.call(GetRun(tenant=TENANT, run_id=command.run_id), timeout=DEADLINE_S)).status
+
+
+@pytest.mark.timeout(120)
+async def test_turn_that_is_committed_after_its_submitter_has_left_is_withdrawn(
+    around: Surroundings, mongod: OwnMongod
+) -> None:
+    command = submit_turn(reply_by=in_seconds(2), idempotency_key="k")
+    mongod.freeze()
+    assert await refused(around, command) == "unavailable"
+    mongod.thaw()
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                if await status(around, command) == "cancelled":
+                    break
+            except ServiceError:
+                pass  # not there yet
+            await asyncio.sleep(0.05)
+    # It keeps neither its key nor a place in the job queue.
+    again = await around.api.call(submit_turn(idempotency_key="k"))
+    assert not again.replayed
+    assert (await around.job()).run_id == again.run.id
+
+
+@pytest.mark.timeout(120)
+async def test_reads_are_refused_within_their_callers_patience(around: Surroundings, mongod: OwnMongod) -> None:
+    conversation = await around.api.call(create_conversation())
+    mongod.freeze()
+    asked = submit_turn(conversation_id=conversation.id, reply_by=in_seconds(4.5))
+    async with asyncio.timeout(5):
+        codes = await asyncio.gather(*(refused(around, request) for request in (Ping(), asked)))
+    assert set(codes) == {"unavailable"}
+    mongod.thaw()
+    await around.api.call(Ping(), timeout=DEADLINE_S)
+
+
+@pytest.mark.timeout(120)
+async def test_result_is_held_over_an_outage_and_a_crash_of_the_database_and_then_committed(
+    around: Surroundings, mongod: OwnMongod
+) -> None:
+    commands = [submit_turn(subscriber=around.api.process) for _ in range(20)]
+    await asyncio.gather(*map(around.api.call, commands))
+    await asyncio.gather(*(around.worker.call(claim_run(command.run_id)) for command in commands))
+    mongod.freeze()
+    await asyncio.gather(*(around.worker.publish(finish_run(command.run_id)) for command in commands))
+    mongod.thaw()
+    mongod.kill()
+    await asyncio.to_thread(mongod.start)
+    ended: list[str] = []
+    while len(ended) < len(commands):
+        ended += [event["run_id"] for event in (await around.frame())["events"]]
+    assert set(ended) == {command.run_id for command in commands}
+    assert [await status(around, command) for command in commands] == ["completed"] * len(commands)
+    async with pymongo.AsyncMongoClient[dict[str, Any]](mongod.url("parley")) as client:
+        turns = client.get_default_database().turns
+        assert await turns.distinct("revision") == [3], "a result was committed twice"
