@@ -106,7 +106,7 @@ async def start_stack(request: pytest.FixtureRequest, backend: Backend, tmp_path
     async with AsyncExitStack() as ending:
 
         async def start(*, api: int = 1, store: int = 1, worker: int = 1, **settings: str) -> Stack:
-            stack = await _open_stack(request, ending, backend, tmp_path, settings)
+            stack = await open_stack(request, ending, backend, tmp_path, settings)
             await stack.start_ready(api=api, store=store, worker=worker)
             return stack
 
@@ -119,14 +119,15 @@ async def parley(
 ) -> AsyncIterator[Stack]:
     """A small Parley, one process of each service, for all tests of the module: to start one takes seconds."""
     async with AsyncExitStack() as ending:
-        stack = await _open_stack(request, ending, backend, tmp_path_factory.mktemp("parley"), {})
+        stack = await open_stack(request, ending, backend, tmp_path_factory.mktemp("parley"), {})
         await stack.start_ready()
         yield stack
 
 
-async def _open_stack(
+async def open_stack(
     request: pytest.FixtureRequest, ending: AsyncExitStack, backend: Backend, folder: Path, settings: dict[str, str]
 ) -> Stack:
+    """A stack in rooms of its own until `ending`, without a process yet; its logs are shown with a failed test."""
     stacks = request.config.stash[_STACKS]
     stack = await ending.enter_async_context(new_stack(backend, folder / f"parley-{len(stacks) + 1}", settings))
     stacks.append(stack)

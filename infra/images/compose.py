@@ -257,7 +257,8 @@ def _last_lines(container: Container) -> str:
         errors="replace",
         check=False,
     )
-    return f"--- {container.service} is {container.state}; its last lines:\n{logs.stdout.rstrip()}"
+    again = f", started again {container.restarts} times" if container.restarts else ""
+    return f"--- {container.service}: {container.state}{again}; its last lines:\n{logs.stdout.rstrip()}"
 
 
 def _output(*command: str) -> str:

@@ -7,8 +7,8 @@ PORT = 8080
 
 
 def ready(port: int = PORT) -> tuple[bool, str]:
-    """Whether `/readyz` on this machine's `port` answers 200 within 4 s, and its answer or what went wrong."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=4)
+    """Whether `/readyz` on this machine's `port` answers 200 within 5 s, and its answer or what went wrong."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/readyz")
         response = connection.getresponse()

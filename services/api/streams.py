@@ -1,14 +1,14 @@
-"""The runs that this replica serves: one text each, kept whole by what the broker brings and what the store knows."""
+"""Keeps the text of every served run whole, by what the broker brings and what the store knows."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import orjson
 import structlog
 
-from services.api.text import Text
+from services.api.served import ServedRun
 from shared.broker import Broker, BrokerError, ControlMessage, Unroutable
 from shared.contracts.events import RunEnded
 from shared.contracts.jobs import AttachRun, DetachRun
@@ -28,75 +28,6 @@ STORE_PATIENCE_S = 30.0
 """How long the store may be away before readers of a run that is over are sent to another replica."""
 RETRY_S = 1.0
 STRANGERS_MAX = 100
-
-
-class ServedRun:
-    """One run with all its readers on this replica.
-
-    ended: the run with its whole output, once it is saved and the text is whole. trouble: why it cannot be served
-    any further. leaving: this replica stops, and streams are to be resumed on another.
-    """
-
-    __slots__ = (
-        "announced", "behind", "ended", "heard_at", "leaving", "must_watch", "news", "over", "owner", "readers",
-        "repair", "run_id", "tenant", "text", "trouble", "users",
-    )  # fmt: skip
-
-    def __init__(self, run_id: str, tenant: str, heard_at: float, leaving: bool) -> None:
-        self.run_id = run_id
-        self.tenant = tenant
-        self.text = Text()
-        self.ended: Run | None = None
-        self.trouble: Problem | None = None
-        self.leaving = leaving
-        self.over = asyncio.Event()
-        """Set with `ended` or `trouble`."""
-        self.readers: set[Callable[[], None]] = set()
-        """Called whenever there may be something new to tell; they must not block, nor await."""
-        self.users = 0
-        self.owner: str | None = None
-        """The worker that the text comes from."""
-        self.heard_at = heard_at
-        self.announced: RunEnded | None = None
-        """The end, when it came before the last text."""
-        self.behind = False
-        """Text is missing, or may be."""
-        self.must_watch = False
-        """Only the store can say how the missing text is had."""
-        self.news = asyncio.Event()
-        self.repair: asyncio.Task[None] | None = None
-
-    @property
-    def live(self) -> bool:
-        """Its end is still to be told."""
-        return self.ended is None and self.trouble is None
-
-    def tell(self) -> None:
-        """Lets every reader have what is new."""
-        for reader in self.readers:
-            reader()
-
-    def caught_up(self) -> None:
-        """Nothing is missing."""
-        self.behind = self.must_watch = False
-        self.news.set()
-
-    def finish(self, run: Run) -> None:
-        """The run is over, its text whole. `run` is as committed; its output may still be missing from it."""
-        output = self.text.read(0)
-        self.ended = run.model_copy(update={"output": output}) if output or run.status == "completed" else run
-        self._close()
-
-    def fail(self, problem: Problem) -> None:
-        """This replica cannot serve the run any further."""
-        if self.live:
-            self.trouble = problem
-            self._close()
-
-    def _close(self) -> None:
-        self.over.set()
-        self.news.set()
-        self.tell()
 
 
 class Streams:
@@ -190,8 +121,9 @@ class Streams:
         run.heard_at = now
         attempt = event["attempt"]
         if kind == "run.ended":
+            first = run.announced is None
             run.announced = RunEnded.model_validate_json(orjson.dumps(event), extra="ignore")
-            if not self._settle(run):
+            if not self._settle(run) and first:
                 self._start(self._fetch_end(run))
             return
         if attempt >= run.text.attempt:
@@ -216,7 +148,7 @@ class Streams:
             run = self._runs.get(run_id)
             if run is None:
                 strangers.append(run_id)
-            elif run.live:
+            elif run.live and attempt >= run.text.attempt:
                 run.heard_at = now
                 if (attempt, offset) > (run.text.attempt, run.text.length):
                     run.owner = worker

@@ -54,7 +54,7 @@ class History:
             ):
                 self.is_full = True
                 return
-            self._turns.append((*turn.messages, InputMessage(role="assistant", content=turn.output)))
+            self._turns.append((*turn.messages, InputMessage.model_construct(role="assistant", content=turn.output)))
             self._messages_left -= len(turn.messages) + 1
             self._characters_left -= characters
             self.is_full = self._messages_left < 2

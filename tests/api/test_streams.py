@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
+from services.api import responses
 from services.api import streams as streams_module
 from services.api.text import PIECE_CODE_POINTS
 from shared.contracts.jobs import AttachRun, DetachRun
 from shared.contracts.problems import refused
 from shared.contracts.store import GetRun, SubmitTurn, TurnAccepted, WatchRun
 from shared.ids import new_id
-from tests.api.conftest import Peers, a_run, delta, ended, started
+from tests.api.conftest import PATIENCE_S, Peers, a_run, delta, ended, started
 from tests.stack.client import ApiError, NativeClient, Transcript, native_client
 
 
@@ -354,7 +355,9 @@ async def test_slow_client_gets_all_of_it_later_and_holds_up_nobody(
     assert b"event: run.completed\nid: 1-1500000-end\n" in body
 
 
-async def _open_slowly(peers: Peers, run_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _open_slowly(
+    peers: Peers, run_id: str, reads_after_s: float | None = 1.0
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.setblocking(False)
@@ -364,7 +367,8 @@ async def _open_slowly(peers: Peers, run_id: str) -> tuple[asyncio.StreamReader,
     request = f"GET /chat/v1/runs/{run_id}/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer key-of-one\r\n\r\n"
     writer.write(request.encode())
     await peers.asks(WatchRun)
-    asyncio.get_running_loop().call_later(1.0, writer.transport.resume_reading)  # type: ignore[attr-defined]
+    if reads_after_s is not None:
+        asyncio.get_running_loop().call_later(reads_after_s, writer.transport.resume_reading)  # type: ignore[attr-defined]
     return reader, writer
 
 
@@ -397,3 +401,22 @@ async def test_other_tenants_run_is_not_there(peers: Peers) -> None:
             async with stranger.events(run.id):
                 pass
     assert (refusal.value.status, refusal.value.code) == (404, "not_found")
+
+
+async def test_client_that_takes_nothing_is_cut_off_and_can_resume(
+    peers: Peers, client: NativeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(responses, "STALL_S", 0.5)
+    run_id, text = new_id(), "é" * 2_000_000
+    peers.watched(a_run(run_id, status="completed", attempt=1, output=text), bases=(0,))
+    _, writer = await _open_slowly(peers, run_id, reads_after_s=None)
+    async with asyncio.timeout(PATIENCE_S):
+        while not peers.streams.served:
+            await asyncio.sleep(0.01)
+        while peers.streams.served:
+            await asyncio.sleep(0.01)
+    writer.close()
+    async with client.events(run_id, "1-1999999") as stream:
+        stream.transcript.text = text[:-1]
+        assert (await stream.read_all()).text == text

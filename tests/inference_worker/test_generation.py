@@ -1,10 +1,14 @@
 """A worker answers the runs it is granted, and no others, over a real broker."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
+from services.inference_worker import generation
+from services.inference_worker.providers import Piece
+from services.inference_worker.providers.openai import OpenAIProvider
 from shared.broker import Delivery, Unroutable, open_broker
 from shared.contracts.jobs import AttachRun, CancelRun, DetachRun, GenerateReply
 from shared.contracts.problems import refused
@@ -336,6 +340,42 @@ async def test_answer_with_its_finish_reason_is_complete_whatever_happens_after(
     assert (finish.status, finish.finish_reason, finish.output) == ("completed", "length", script.text)
     assert finish.usage is not None
     assert finish.usage.estimated
+
+
+async def test_answer_without_end_is_ended_as_if_by_its_length(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "OUTPUT_MAX_CODE_POINTS", 50)
+    script = Script(tag="long", tokens=100_000, drip_s=0.01)
+    asked = job(script)
+    async with stage.worker():
+        await stage.store.publish(asked)
+        finish = await stage.finished(asked.run_id)
+        [request] = stage.upstream.requests("long")
+        await stage.upstream.wait_until(lambda: request.outcome == "client_left")
+    assert (finish.status, finish.finish_reason) == ("completed", "length")
+    assert len(finish.output) > 50
+    assert expected_text(100, "long").startswith(finish.output)
+
+
+async def test_fault_of_our_own_ends_the_run_and_harms_no_other(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = OpenAIProvider.stream
+
+    async def faulty(self: OpenAIProvider, asked: GenerateReply) -> AsyncGenerator[Piece, None]:
+        async for piece in whole(self, asked):
+            yield piece
+            if piece.text and asked.run_id == bad.run_id:
+                raise ZeroDivisionError
+
+    monkeypatch.setattr(OpenAIProvider, "stream", faulty)
+    bad, good = job(Script(tokens=5, drip_s=0.1)), job(Script(tokens=5, drip_s=0.1))
+    async with stage.worker():
+        await stage.store.publish(bad)
+        await stage.store.publish(good)
+        finish = await stage.finished(bad.run_id)
+        assert (await stage.finished(good.run_id)).status == "completed"
+    assert (finish.status, finish.output) == ("incomplete", expected_text(1))
+    assert finish.error is not None
+    assert finish.error.code == "internal"
+    await stage.assert_no_job_is_left(job(Script()))
 
 
 async def test_run_lives_on_when_the_broker_drops_every_connection(stage: Stage) -> None:

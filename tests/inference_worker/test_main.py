@@ -22,7 +22,12 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_start_without_a_model_server_fails_and_names_both_variables() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "services.inference_worker"], cwd=ROOT, capture_output=True, text=True, timeout=50
+        [sys.executable, "-m", "services.inference_worker"],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=50,
     )
     assert ended.returncode == 2
     assert "OPENAI_BASE_URL" in ended.stderr

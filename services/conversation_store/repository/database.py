@@ -8,7 +8,14 @@ import pymongo
 import structlog
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
 from pymongo import ASCENDING, DESCENDING, TEXT, IndexModel
-from pymongo.errors import ConnectionFailure, DuplicateKeyError, OperationFailure, PyMongoError, WriteConcernError
+from pymongo.errors import (
+    ConfigurationError,
+    ConnectionFailure,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+    WriteConcernError,
+)
 from pymongo.read_concern import ReadConcern
 
 from services.conversation_store.documents import Document, present
@@ -68,17 +75,21 @@ def asking() -> Iterator[None]:
 async def connected(url: str) -> AsyncIterator[Database]:
     """The database that `url` names, `parley` if it names none, reached through a pool that reconnects by itself.
 
-    Raises DatabaseUnusable if nobody answers for 30 s, or if it is a standalone server.
+    Raises DatabaseUnusable if the address makes no sense, if nobody answers for 30 s, or if it is a standalone server.
     """
-    client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
-        url,
-        w="majority",
-        readConcernLevel="majority",
-        timeoutMS=OPERATION_TIMEOUT_MS,
-        maxPoolSize=64,
-        tz_aware=True,
-        appname="parley-conversation-store",
-    )
+    try:
+        client: AsyncIOMotorClient[Document] = AsyncIOMotorClient(
+            url,
+            w="majority",
+            readConcernLevel="majority",
+            timeoutMS=OPERATION_TIMEOUT_MS,
+            maxPoolSize=64,
+            tz_aware=True,
+            appname="parley-conversation-store",
+        )
+    except (ConfigurationError, ValueError) as error:
+        # Without the driver's words, which may repeat a part of the address, and so of its password.
+        raise DatabaseUnusable(f"PARLEY_MONGODB_URL is not an address: {type(error).__name__}") from None
     try:
         await _refuse_standalone(client)
         yield client.get_default_database(DEFAULT_DATABASE)

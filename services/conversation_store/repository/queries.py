@@ -203,7 +203,8 @@ class Repository:
                 run_id=document["_id"],
                 seq=document["seq"],
                 is_active=document["status"] in ACTIVE,
-                messages=tuple(InputMessage(**message) for message in document["input"]),
+                # They were validated when they came; a long history need not be once more for every turn.
+                messages=tuple(InputMessage.model_construct(**message) for message in document["input"]),
                 output=document.get("output"),
             )
             for document in documents
