@@ -106,11 +106,13 @@ class Server:
             return Problem(code="invalid_request", detail="this service does not know such a request")
         request_type, handler = known
         try:
-            return await handler(request_type.read(incoming.body))
-        except ServiceError as error:
-            return error.problem
+            request = request_type.read(incoming.body)
         except ValidationError as error:
             return invalid(error)
+        try:
+            return await handler(request)
+        except ServiceError as error:
+            return error.problem
         except Exception:
             # An answer in any case: without one, the caller would wait for its deadline.
             log.exception("request failed", request=incoming.type)

@@ -18,7 +18,10 @@ class Contract(BaseModel):
     where a newer sender may have added fields.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, ser_json_inf_nan="null")
+    # An error that shows its input would carry message texts into the log.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, ser_json_inf_nan="null", hide_input_in_errors=True
+    )
 
     @classmethod
     def read(cls, body: bytes) -> Self:

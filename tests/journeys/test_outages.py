@@ -18,7 +18,8 @@ from tests.stack.backends import Backend
 from tests.stack.client import NativeClient, Reply
 from tests.stack.services import Stack
 
-ANSWERED_WITHIN_S = 5.0
+ANSWERED_WITHIN_S = 5.0 + 1.0
+"""The promise, and what a busy machine may add to it on the client's side."""
 RECONNECTED_WITHIN_S = 30.0
 STREAMS = 100
 
@@ -47,9 +48,10 @@ async def stack(
     """A Parley on that broker, no process started yet."""
     own = replace(backend, amqp_url=broker.amqp_url(), management_url=broker.management_url, owned=True)
     async with AsyncExitStack() as ending:
+        stack = await open_stack(request, ending, own, tmp_path, {})
         # Its vhost cannot be removed from a broker that a failed test has left stopped.
         ending.push_async_callback(asyncio.to_thread, broker.start, 120)
-        yield await open_stack(request, ending, own, tmp_path, {})
+        yield stack
 
 
 @pytest.mark.timeout(240)
@@ -169,12 +171,10 @@ async def timed(
     client: NativeClient, method: str, path: str, script: Script | None = None, *, stream: bool = False
 ) -> tuple[Reply, float]:
     """The answer, and the seconds that it took."""
-    body = None if method == "GET" else {}
-    if script is not None:
-        body = {"content": "hello", "model": script.model, "stream": stream}
+    body = {"content": "hello", "model": script.model, "stream": stream} if script is not None else {}
     clock = asyncio.get_running_loop().time
     begun = clock()
-    reply = await client.request(method, path, **({} if body is None else {"json": body}))
+    reply = await client.request(method, path, json=body)
     return reply, clock() - begun
 
 

@@ -17,6 +17,7 @@ import docker
 import pymongo
 from docker.errors import DockerException, ImageNotFound
 from pymongo.errors import PyMongoError
+from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
 from infra.local.mongod import Mongod, find_mongod
@@ -172,6 +173,8 @@ def _local(folder: Path) -> Iterator[Backend]:
 
 @contextmanager
 def _containers(environment: Mapping[str, str]) -> Iterator[Backend]:
+    # Its reaper is an image of its own, and only of use to a run that is killed outright: these contexts end the rest.
+    testcontainers_config.ryuk_disabled = True
     rabbitmq_image, mongodb_image = _images(environment)
     password = secrets.token_urlsafe(16)
     broker = DockerContainer(rabbitmq_image).with_exposed_ports(5672, 15672)
