@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -51,6 +52,19 @@ class Settings(BaseSettings):
     )
     clustered: bool = Field(default=False, description="RabbitMQ is a cluster: requests go through a quorum queue too")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="the least log level")
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _is_amqp(cls, url: SecretStr) -> SecretStr:
+        parts = urlsplit(url.get_secret_value())
+        try:
+            fits = parts.scheme in ("amqp", "amqps") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            fits = False
+        if not fits:
+            # Without the cause, which may quote the login.
+            raise ValueError("must be amqp://login:password@host:port/vhost, or amqps://")
+        return url
 
     @classmethod
     def settings_customise_sources(
