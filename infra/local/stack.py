@@ -77,6 +77,7 @@ class Stack:
         """Brings everything up, with the asked number of each service (None = as many as now, at first one)."""
         replicas = dict.fromkeys(KINDS, 1) | self.replicas()
         replicas |= {kind: number for kind, number in asked.items() if number is not None}
+        self.supervisor.end_leftovers()
         self.ports.settle({state.name for state in self.supervisor.states() if state.pid is not None}, replicas)
         steps = Steps(self.folder / "up.log", first_step, first_step + _STEPS - 1)
         amqp_urls = self._start_broker(steps)
@@ -105,8 +106,8 @@ class Stack:
     def status(self) -> bool:
         """Prints what runs; whether that is everything and all of it is ready."""
         rows = [
-            ("rabbitmq", "RUNNING" if self.broker.running else "STOPPED", self.broker.pid, ""),
-            ("mongod", "RUNNING" if self.database.running else "STOPPED", self.database.pid, ""),
+            (name, "RUNNING" if pid else "STOPPED", pid, "" if pid else "ended, or not ours")
+            for name, pid in (("rabbitmq", self.broker.pid), ("mongod", self.database.pid))
         ]
         well = True
         for state in self.supervisor.states():
@@ -188,7 +189,8 @@ An admin key is in {shown}. Talk to it:
     def _prepare_model(self, steps: Steps) -> None:
         if not uses_demo_model():
             with steps.step("Model: the provider of OPENAI_BASE_URL or OPENAI_API_KEY") as step:
-                step.result = "not started here"
+                default = os.environ.get("PARLEY_DEFAULT_MODEL")
+                step.result = default or "no PARLEY_DEFAULT_MODEL: every message has to name its model"
             return
         with steps.step(f"Model: {model.NAME}, a small one for demonstration") as step:
             weights = model.weights(self.folder / MODEL)

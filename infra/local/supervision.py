@@ -103,7 +103,6 @@ class Supervisor:
             folder.mkdir(parents=True, exist_ok=True)
         fresh = not self.running
         if fresh:
-            self._end_leftovers()
             self._socket_file.unlink(missing_ok=True)
         replace_file(self._configuration, self._configured(programs))
         if fresh:
@@ -122,7 +121,19 @@ class Supervisor:
     def stop(self) -> None:
         """Stops the programs, those with the highest priority first, and supervisord; each has its time to finish."""
         self._process.stop(grace=300)
-        self._end_leftovers()
+        self.end_leftovers()
+
+    def end_leftovers(self) -> None:
+        """Ends programs whose supervisord was killed: they carry our mark in their environment."""
+        if self.running:
+            return
+        leftovers = [process for process in psutil.process_iter() if _environment(process).get(_MARK) == self._mark]
+        for process in leftovers:
+            process.terminate()
+        _, stubborn = psutil.wait_procs(leftovers, timeout=10)
+        for process in stubborn:
+            process.kill()
+        psutil.wait_procs(stubborn, timeout=10)
 
     def _update(self, priorities: Mapping[str, int]) -> None:
         [[added, changed, removed]] = self._call("reloadConfig")
@@ -183,16 +194,6 @@ class Supervisor:
             return bool(self._call("getState")["statename"] == "RUNNING")
         except (OSError, xmlrpc.client.Error):
             return False  # not up yet: whoever waits asks again, until the process ends or time runs out
-
-    def _end_leftovers(self) -> None:
-        """Ends programs whose supervisord was killed: they carry our mark in their environment."""
-        leftovers = [process for process in psutil.process_iter() if _environment(process).get(_MARK) == self._mark]
-        for process in leftovers:
-            process.terminate()
-        _, stubborn = psutil.wait_procs(leftovers, timeout=10)
-        for process in stubborn:
-            process.kill()
-        psutil.wait_procs(stubborn, timeout=10)
 
 
 def _environment(process: psutil.Process) -> dict[str, str]:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import aio_pika
 import pytest
 
 from tests.conftest import open_stack
@@ -33,8 +34,10 @@ async def whole_house(
     request: pytest.FixtureRequest, backend: Backend, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[House]:
     """The house itself; tests ask for `house` and `logins`."""
+    # An answer that a failed test has left held is not waited for.
+    settings = {"PARLEY_DRAIN_S": "5"}
     async with AsyncExitStack() as ending:
-        stack = await open_stack(request, ending, backend, tmp_path_factory.mktemp("house"), {})
+        stack = await open_stack(request, ending, backend, tmp_path_factory.mktemp("house"), settings)
         logins = None
         if stack.vhost.management is not None:
             logins = Logins(await stack.vhost.add_login(), await stack.vhost.add_login())
@@ -51,8 +54,13 @@ def house(whole_house: House) -> Stack:
 
 
 @pytest.fixture
-def logins(whole_house: House) -> Logins:
-    """Logins of internal services at the house's broker."""
-    if whole_house.logins is None:
+async def logins(whole_house: House) -> AsyncIterator[Logins]:
+    """Logins of internal services at the house's broker; what they were told stays for nobody after the test."""
+    logins = whole_house.logins
+    if logins is None:
         pytest.skip("a login can only be made through the management API (PARLEY_TEST_MANAGEMENT_URL)")
-    return whole_house.logins
+    yield logins
+    async with await aio_pika.connect(whole_house.stack.vhost.amqp_url()) as connection:
+        channel = await connection.channel()
+        for login in (logins.listed, logins.stranger):
+            await channel.queue_delete(f"svc.{login}.outcomes", if_unused=False, if_empty=False)

@@ -1,10 +1,15 @@
 """Every kind of bad input through the whole house: a problem that names the place, no traceback, nothing written."""
 
+import hashlib
+import hmac
 import json
+import secrets
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 import aiohttp
+import pymongo
 import pytest
 
 from shared.ids import new_id
@@ -133,7 +138,9 @@ async def test_bad_input_is_refused_with_its_place_and_nothing_is_written(house:
         run_id = "{run}" in bad.path and (await client.post(conversation_id, "hello"))["id"]
         before = await client.messages(conversation_id)
         path = bad.path.format(id=conversation_id, new=new_id(), run=run_id)
-        reply = await client.request(bad.method, path, data=bad.body or None, headers=bad.headers)
+        reply = await client.request(
+            bad.method, path, data=BytesIO(bad.body) if bad.body else None, headers=bad.headers
+        )
         check(reply, bad.status, bad.code)
         if bad.places:
             errors = {error["path"]: error["message"] for error in reply.body["errors"]}
@@ -157,7 +164,7 @@ async def test_missing_or_wrong_key_is_401_on_every_path(house: Stack, authoriza
         for method, path in paths:
             url = f"{house.apis[0].url}/chat/v1{path}"
             async with session.request(method, url, headers=headers, data=b"not even JSON") as response:
-                reply = Reply(response.status, dict(response.headers), await response.json(content_type=None))
+                reply = Reply(response.status, response.headers, await response.json(content_type=None))
             check(reply, 401, "unauthorized")
             assert reply.headers["WWW-Authenticate"].startswith("Bearer")
 
@@ -169,11 +176,48 @@ async def test_key_is_never_repeated_to_whoever_sent_it(house: Stack) -> None:
     assert "mistyped" not in str(reply)
 
 
+async def test_what_is_another_tenants_is_404_everywhere_and_stays_as_it_is(house: Stack, tag: str) -> None:
+    script = Script(tag=tag, tokens=10, hold_after=3)
+    async with house.client() as owner, native_client(house.apis[1].url, await key_of(house, "other")) as stranger:
+        conversation_id = (await owner.create_conversation(title="mine"))["id"]
+        run_id = (await owner.post(conversation_id, "hello", model=script.model, background=True))["id"]
+        await house.upstream.wait_written(tag, 3)
+        conversation, run = f"/conversations/{conversation_id}", f"/runs/{run_id}"
+        walk = [
+            ("GET", conversation),
+            ("PATCH", conversation),
+            ("DELETE", conversation),
+            ("GET", f"{conversation}/messages"),
+        ]
+        walk += [("GET", run), ("GET", f"{run}/events")]
+        for method, path in walk:
+            check(await stranger.request(method, path, data=b'{"title": "theirs"}'), 404, "not_found")
+        for kind in ({}, {"stream": True}, {"background": True}):
+            check(await post(stranger, conversation_id, **kind), 404, "not_found")
+        assert (await stranger.call("GET", "/conversations"))["data"] == []
+        await house.upstream.gate(tag).open()
+        async with owner.events(run_id) as stream:
+            assert (await stream.read_all()).text == script.text
+        assert (await owner.call("GET", conversation))["title"] == "mine"
+
+
+async def key_of(house: Stack, tenant: str) -> str:
+    """A new key of a tenant, written where the store keeps them: there is no call yet that makes one."""
+    key = secrets.token_urlsafe(24)
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    mac = hmac.new(house.pepper.encode(), digest.encode(), hashlib.sha256).hexdigest()
+    async with pymongo.AsyncMongoClient[dict[str, object]](house.database_url) as client:
+        keys = client.get_default_database().get_collection("keys")
+        await keys.insert_one({"_id": new_id(), "mac": mac, "tenant": tenant, "scope": "chat"})
+    return key
+
+
 async def test_longest_content_and_fullest_metadata_are_taken(house: Stack, tag: str) -> None:
     content, metadata = "🙂" * LONG, {"$where": {"a.b": [1.5, None, True, 2**63 - 1, -(2**63 - 1)]}, "": "\0"}
     async with house.client() as client:
         conversation_id = (await client.create_conversation(metadata=metadata))["id"]
-        run = await client.post(conversation_id, content, model=Script(tag=tag).model, metadata=metadata)
+        body = json.dumps({"content": content, "model": Script(tag=tag).model, "metadata": metadata}).encode()
+        run = await client.call("POST", f"/conversations/{conversation_id}/messages", data=BytesIO(body))
         assert (
             run["metadata"] == metadata == (await client.call("GET", f"/conversations/{conversation_id}"))["metadata"]
         )

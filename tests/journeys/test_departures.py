@@ -134,6 +134,20 @@ async def test_worker_that_is_stopped_ends_its_answers_first_and_takes_no_new_on
     assert len(stack.upstream.requests(tag)) == 1
 
 
+async def test_worker_does_not_wait_longer_than_its_drain_for_an_answer_that_never_ends(
+    start_stack: StartStack, tag: str
+) -> None:
+    stack = await start_stack(PARLEY_DRAIN_S="1")
+    script = Script(tag=tag, stall_after=5)
+    async with stack.client() as client:
+        conversation_id = (await client.create_conversation())["id"]
+        async with client.stream(conversation_id, "hello", model=script.model) as stream:
+            await stream.read_text(len(expected_text(5, tag)))
+            stack.workers[0].terminate()
+            assert await stack.workers[0].wait_exit() == 0
+    assert (await stack.upstream.wait_ended(tag)).outcome == "client_left"
+
+
 async def test_store_that_is_stopped_hands_over_to_the_other_without_a_failed_turn(
     start_stack: StartStack, tag: str
 ) -> None:

@@ -48,7 +48,8 @@ async def stack(
     """A Parley on that broker, no process started yet."""
     own = replace(backend, amqp_url=broker.amqp_url(), management_url=broker.management_url, owned=True)
     async with AsyncExitStack() as ending:
-        stack = await open_stack(request, ending, own, tmp_path, {})
+        # Some of its answers never end, and nobody shall wait for them in the end.
+        stack = await open_stack(request, ending, own, tmp_path, {"PARLEY_DRAIN_S": "1"})
         # Its vhost cannot be removed from a broker that a failed test has left stopped.
         ending.push_async_callback(asyncio.to_thread, broker.start, 120)
         yield stack

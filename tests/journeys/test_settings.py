@@ -25,7 +25,6 @@ RIGHT = {
         ("api", {"PARLEY_AMQP_URL": f"garbage {SECRET}", "PARLEY_LOG_LEVEL": "loud"}),
         ("conversation_store", {"PARLEY_BOOTSTRAP_KEY": "", "PARLEY_KEY_PEPPER": ""}),
         ("conversation_store", {"PARLEY_BOOTSTRAP_KEY": SECRET[:6], "PARLEY_MONGODB_URL": f"mysql://{SECRET}"}),
-        ("conversation_store", {"PARLEY_MONGODB_URL": f"mongodb://parley:{SECRET}@127.0.0.1:port/"}),
         ("conversation_store", {"PARLEY_AMQP_URL": f"http://parley:{SECRET}@127.0.0.1/", "PARLEY_HEALTH_PORT": "x"}),
         ("inference_worker", {"OPENAI_BASE_URL": "", "OPENAI_API_KEY": ""}),
         ("inference_worker", {"OPENAI_BASE_URL": f"ftp://{SECRET}", "PARLEY_WORKER_SLOTS": "0"}),
@@ -39,6 +38,14 @@ async def test_wrong_settings_stop_the_start_and_each_is_named(service: str, wro
     assert [name for name in wrong if name not in output] == []
     assert SECRET not in output
     assert "Traceback" not in output
+
+
+async def test_address_that_only_the_database_driver_can_judge_is_named_too() -> None:
+    settings = {"PARLEY_MONGODB_URL": f"mongodb://parley:{SECRET}@127.0.0.1:port/"}
+    code, output = await started("conversation_store", RIGHT["conversation_store"] | settings)
+    assert code == 1
+    assert "PARLEY_MONGODB_URL is not an address" in output
+    assert SECRET not in output
 
 
 async def test_missing_file_of_a_secret_is_named_with_its_path() -> None:

@@ -2,7 +2,7 @@
 
 import codecs
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -154,7 +154,8 @@ class Reply:
     """One answer that is no stream."""
 
     status: int
-    headers: dict[str, str]
+    headers: Mapping[str, str]
+    """Looked up whatever their case."""
     body: Any
 
 
@@ -182,7 +183,7 @@ class NativeClient:
         async with self._session.request(method, f"{self.url}/chat/v1{path}", headers=told, **more) as response:
             raw = await response.read()
             is_json = response.content_type in ("application/json", "application/problem+json")
-            return Reply(response.status, dict(response.headers), json.loads(raw) if raw and is_json else raw.decode())
+            return Reply(response.status, response.headers, json.loads(raw) if raw and is_json else raw.decode())
 
     async def call(self, method: str, path: str, **more: Any) -> Any:
         """The body of a call that succeeds. Raises ApiError for a status of 400 or above."""
@@ -244,7 +245,7 @@ class NativeClient:
         async with self._session.request(method, url, headers=told, timeout=patience, **more) as response:
             if response.status >= 400:
                 raw = await response.read()
-                raise ApiError(Reply(response.status, dict(response.headers), json.loads(raw)))
+                raise ApiError(Reply(response.status, response.headers, json.loads(raw)))
             assert response.content_type == "text/event-stream", response.content_type
             yield EventStream(response, transcript)
 
