@@ -8,7 +8,7 @@ STACK := $(PYTHON) -m infra.local.stack
 REPLICAS = --api="$(API)" --store="$(STORE)" --worker="$(WORKER)"
 UP_STEPS := 7
 
-.PHONY: help up down status logs demo test check bench compose-up compose-down
+.PHONY: help up down status logs demo test check compose-up compose-down
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,10 +43,6 @@ check: ## what CI runs: lint, format, types, import contracts, tests
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	$(PYTHON) -m pytest $(ARGS)
-
-bench: ## the benchmark: streams at once, tokens a second, ages, memory (ARGS="..." to choose)
-	@infra/local/bootstrap.sh test
-	@$(PYTHON) -m tests.bench $(ARGS)
 
 compose-up: ## the whole stack in containers: two api replicas, RabbitMQ 4, MongoDB 8
 	@python3 -m infra.images.compose up

@@ -1,12 +1,14 @@
-"""Somebody leaves in the middle of an answer: the client, the conversation, or one of the services in good order."""
+"""Somebody leaves in the middle of an answer: the client, the conversation, or one of the services in good order.
+
+A test that ends a process of the module's Parley leaves another one in its place.
+"""
 
 import asyncio
 
 import pytest
 
-from tests.conftest import StartStack
 from tests.fakes.script import Script, expected_text
-from tests.stack.client import ApiError, NativeClient
+from tests.stack.client import ApiError, NativeClient, native_client
 from tests.stack.services import Stack
 
 
@@ -72,10 +74,13 @@ async def test_conversation_deleted_during_a_run_takes_the_run_with_it(house: St
             assert expected_text(3, tag) not in str(reply.body), "the text of a deleted conversation came back"
 
 
-async def test_api_that_is_stopped_sends_its_streams_to_the_other_replica(start_stack: StartStack, tag: str) -> None:
-    stack = await start_stack(api=2)
+async def test_api_that_is_stopped_sends_its_streams_to_the_other_replica(parley: Stack, tag: str) -> None:
+    leaving, staying = parley.apis[-1], parley.start("api")
+    await staying.wait_ready()
     scripts = [Script(tag=f"{tag}n{number}", tokens=40, hold_after=15) for number in range(10)]
-    async with stack.client(0) as here, stack.client(1) as there:
+    whole = Script(tag=f"{tag}whole", tokens=10, hold_after=5)
+    streaming = asyncio.Semaphore(0)
+    async with native_client(leaving.url, parley.key) as here, native_client(staying.url, parley.key) as there:
 
         async def ask(script: Script) -> str:
             conversation_id = (await here.create_conversation())["id"]
@@ -88,11 +93,9 @@ async def test_api_that_is_stopped_sends_its_streams_to_the_other_replica(start_
             run_id, after = told.data["run_id"], told.data["after"]
             async with there.events(run_id, after, stream.transcript) as rest:
                 await rest.read_until("run.started")
-                await stack.upstream.gate(script.tag).open()
+                await parley.upstream.gate(script.tag).open()
                 return (await rest.read_all()).text
 
-        streaming = asyncio.Semaphore(0)
-        whole = Script(tag=f"{tag}whole", tokens=10, hold_after=5)
         conversation_id = (await here.create_conversation())["id"]
         async with asyncio.TaskGroup() as tasks:
             asking = [tasks.create_task(ask(script)) for script in scripts]
@@ -100,59 +103,58 @@ async def test_api_that_is_stopped_sends_its_streams_to_the_other_replica(start_
             async with asyncio.timeout(20):
                 for _ in asking:
                     await streaming.acquire()
-            await stack.upstream.wait_written(whole.tag, 5)
-            stack.apis[0].terminate()
+            await parley.upstream.wait_written(whole.tag, 5)
+            leaving.terminate()
             # The one that cannot be resumed is waited for.
             await asyncio.wait(asking, timeout=30)
             assert not waiting.done()
-            assert stack.apis[0].exit_code is None
-            await stack.upstream.gate(whole.tag).open()
+            assert leaving.exit_code is None
+            await parley.upstream.gate(whole.tag).open()
         assert [task.result() for task in asking] == [script.text for script in scripts]
         assert waiting.result()["output"] == whole.text
-        assert await stack.apis[0].wait_exit() == 0
+        assert await leaving.wait_exit() == 0
 
 
-async def test_worker_that_is_stopped_ends_its_answers_first_and_takes_no_new_ones(
-    start_stack: StartStack, tag: str
-) -> None:
-    stack = await start_stack()
-    script = Script(tag=tag, tokens=40, hold_after=10)
-    async with stack.client() as client:
-        conversation_id = (await client.create_conversation())["id"]
+async def test_worker_that_is_stopped_ends_its_answers_first_and_takes_no_new_ones(parley: Stack, tag: str) -> None:
+    leaving, script = parley.workers[-1], Script(tag=tag, tokens=40, hold_after=10)
+    async with native_client(parley.apis[-1].url, parley.key) as client:
+        conversation_id, another = [(await client.create_conversation())["id"] for _ in range(2)]
         async with client.stream(conversation_id, "hello", model=script.model) as stream:
             await stream.read_text(len(expected_text(10, tag)))
-            stack.workers[0].terminate()
-            stack.start("inference_worker")
-            await stack.workers[1].wait_ready()
-            another = (await client.create_conversation())["id"]
-            answered = await client.post(another, "hello", model=Script(tag=f"{tag}b").model)
-            assert answered["output"] == Script(tag=f"{tag}b").text
-            assert stack.workers[0].exit_code is None
-            await stack.upstream.gate(tag).open()
+            leaving.terminate()
+            await parley.start("inference_worker").wait_ready()
+            after = Script(tag=f"{tag}b")
+            assert (await client.post(another, "hello", model=after.model))["output"] == after.text
+            assert leaving.exit_code is None
+            await parley.upstream.gate(tag).open()
             assert (await stream.read_all()).text == script.text
-        assert await stack.workers[0].wait_exit() == 0
-    assert len(stack.upstream.requests(tag)) == 1
+        assert await leaving.wait_exit() == 0
+    assert len(parley.upstream.requests(tag)) == 1
 
 
 async def test_worker_does_not_wait_longer_than_its_drain_for_an_answer_that_never_ends(
-    start_stack: StartStack, tag: str
+    parley: Stack, tag: str
 ) -> None:
-    stack = await start_stack(PARLEY_DRAIN_S="1")
+    parley.workers[-1].terminate()
+    await parley.workers[-1].wait_exit()
+    leaving = parley.start("inference_worker", PARLEY_DRAIN_S="1")
+    await leaving.wait_ready()
     script = Script(tag=tag, stall_after=5)
-    async with stack.client() as client:
+    async with native_client(parley.apis[-1].url, parley.key) as client:
         conversation_id = (await client.create_conversation())["id"]
         async with client.stream(conversation_id, "hello", model=script.model) as stream:
             await stream.read_text(len(expected_text(5, tag)))
-            stack.workers[0].terminate()
-            assert await stack.workers[0].wait_exit() == 0
-    assert (await stack.upstream.wait_ended(tag)).outcome == "client_left"
+            leaving.terminate()
+            assert await leaving.wait_exit() == 0
+        assert (await parley.upstream.wait_ended(tag)).outcome == "client_left"
+        assert (await client.request("DELETE", f"/conversations/{conversation_id}")).status == 204
+    await parley.start("inference_worker").wait_ready()
 
 
-async def test_store_that_is_stopped_hands_over_to_the_other_without_a_failed_turn(
-    start_stack: StartStack, tag: str
-) -> None:
-    stack = await start_stack(store=2)
-    async with stack.client() as client:
+async def test_store_that_is_stopped_hands_over_to_the_other_without_a_failed_turn(parley: Stack, tag: str) -> None:
+    leaving = parley.stores[-1]
+    await parley.start("conversation_store").wait_ready()
+    async with native_client(parley.apis[-1].url, parley.key) as client:
 
         async def ask(number: int) -> None:
             script = Script(tag=f"{tag}n{number}", tokens=30, drip_s=0.02)
@@ -164,8 +166,8 @@ async def test_store_that_is_stopped_hands_over_to_the_other_without_a_failed_tu
         async with asyncio.TaskGroup() as tasks:
             for number in range(20):
                 tasks.create_task(ask(number))
-            await stack.upstream.wait_written(f"{tag}n0", 5)
-            stack.stores[0].terminate()
-            assert await stack.stores[0].wait_exit() == 0
+            await parley.upstream.wait_written(f"{tag}n0", 5)
+            leaving.terminate()
+            assert await leaving.wait_exit() == 0
             for number in range(20, 30):
                 tasks.create_task(ask(number))

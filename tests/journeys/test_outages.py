@@ -1,6 +1,8 @@
 """Broker or store away: a clear 503 in time, nothing half-written; and after a restart of the broker all is well."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -10,9 +12,10 @@ import aiohttp
 import pymongo
 import pytest
 
+from infra.local.mongod import Mongod, find_mongod
 from infra.local.process import StartError
 from infra.local.rabbitmq import RabbitMQ
-from tests.conftest import StartStack, open_stack
+from tests.conftest import open_stack
 from tests.fakes.script import Script, expected_text
 from tests.stack.backends import Backend
 from tests.stack.client import NativeClient, Reply
@@ -115,53 +118,82 @@ async def new_turn(client: NativeClient, other: NativeClient, tag: str) -> None:
     assert (await other.post(conversation_id, "again", model=script.model))["output"] == script.text
 
 
-@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-async def test_store_that_hangs_is_503_in_time_with_nothing_half_written(
-    start_stack: StartStack, tag: str, stream: bool
-) -> None:
-    stack = await start_stack()
+async def test_store_that_hangs_is_503_in_time_with_nothing_half_written(parley: Stack, tag: str) -> None:
     script = Script(tag=tag)
-    async with stack.client() as client:
-        conversation_id = (await client.create_conversation())["id"]
-        stack.stores[0].freeze()
-        posted, created, read = await asyncio.gather(
-            timed(client, "POST", f"/conversations/{conversation_id}/messages", script, stream=stream),
-            timed(client, "POST", "/conversations"),
-            timed(client, "GET", f"/conversations/{conversation_id}"),
-        )
-        for reply, took_s in (posted, created, read):
-            assert_unavailable(reply, took_s)
-        assert "Idempotency-Key" in posted[0].body["detail"]
-        stack.stores[0].thaw()
-        await stack.apis[0].wait_ready()
-        # Only a turn that was refused could keep the conversation busy.
-        answered = await client.post(conversation_id, "again", model=Script(tag=f"{tag}again").model)
-        assert answered["status"] == "completed"
-        assert not stack.upstream.requests(tag), "a turn that was refused was answered"
-    async with pymongo.AsyncMongoClient[dict[str, object]](stack.database_url) as database:
-        turns = [turn async for turn in database.get_default_database().turns.find({"_id": {"$ne": answered["id"]}})]
-    assert [turn for turn in turns if turn["status"] != "cancelled"] == []
-
-
-async def test_store_that_is_gone_is_503_in_time_and_the_next_one_takes_over(start_stack: StartStack, tag: str) -> None:
-    stack = await start_stack()
-    async with stack.client() as client:
-        conversation_id = (await client.create_conversation())["id"]
-        stack.stores[0].kill()
-        await stack.stores[0].wait_exit()
-        script = Script(tag=tag)
-        posts = [
-            timed(client, "POST", f"/conversations/{conversation_id}/messages", script, stream=n == 0) for n in range(2)
+    async with parley.client() as client:
+        both = [(await client.create_conversation())["id"] for _ in range(2)]
+        parley.stores[-1].freeze()
+        calls = [
+            timed(
+                client, "POST", f"/conversations/{conversation_id}/messages", script, stream=conversation_id == both[0]
+            )
+            for conversation_id in both
         ]
+        calls += [timed(client, "POST", "/conversations"), timed(client, "GET", f"/conversations/{both[0]}")]
+        refused = await asyncio.gather(*calls)
+        for reply, took_s in refused:
+            assert_unavailable(reply, took_s)
+        assert "Idempotency-Key" in refused[0][0].body["detail"]
+        parley.stores[-1].thaw()
+        await parley.apis[0].wait_ready()
+        # Only a turn that was refused could keep a conversation busy.
+        for conversation_id in both:
+            again = Script(tag=f"{tag}again")
+            assert (await client.post(conversation_id, "again", model=again.model))["output"] == again.text
+        assert not parley.upstream.requests(tag), "a turn that was refused was answered"
+    async with pymongo.AsyncMongoClient[dict[str, object]](parley.database_url) as database:
+        turns = database.get_default_database().turns
+        assert await turns.count_documents({"status": "completed", "conversation_id": {"$in": both}}) == 2
+        others = {"status": {"$nin": ["completed", "cancelled"]}, "conversation_id": {"$in": both}}
+        assert await turns.count_documents(others) == 0
+
+
+async def test_store_that_is_gone_is_503_in_time_and_the_next_one_takes_over(parley: Stack, tag: str) -> None:
+    async with parley.client() as client:
+        conversation_id = (await client.create_conversation())["id"]
+        messages, script = f"/conversations/{conversation_id}/messages", Script(tag=tag)
+        parley.stores[-1].kill()
+        await parley.stores[-1].wait_exit()
+        posts = [timed(client, "POST", messages, script, stream=number == 0) for number in range(2)]
         for reply, took_s in await asyncio.gather(*posts):
             assert_unavailable(reply, took_s)
-        assert await readiness(stack.apis[0].url) == 503
-        stack.start("conversation_store")
-        await stack.stores[1].wait_ready()
-        await stack.apis[0].wait_ready()
+        assert await readiness(parley.apis[0].url) == 503
+        await parley.start("conversation_store").wait_ready()
+        await parley.apis[0].wait_ready()
         assert await client.messages(conversation_id) == []
-        assert not stack.upstream.requests(tag), "a turn that was refused was answered"
+        assert not parley.upstream.requests(tag), "a turn that was refused was answered"
         assert (await client.post(conversation_id, "again", model=script.model))["output"] == script.text
+
+
+async def test_database_that_hangs_is_503_in_time_with_nothing_half_written(
+    request: pytest.FixtureRequest, backend: Backend, tmp_path: Path, tag: str
+) -> None:
+    if find_mongod() is None:
+        pytest.skip("only a database of the test's own may be frozen, and there is no mongod here")
+    node = Mongod(tmp_path / "mongod")
+    async with AsyncExitStack() as ending:
+        ending.push_async_callback(asyncio.to_thread, node.kill)
+        await asyncio.to_thread(node.start, 120)
+        assert node.pid is not None
+        stack = await open_stack(request, ending, replace(backend, mongodb_url=node.url()), tmp_path, {})
+        await stack.start_ready()
+        ending.callback(os.kill, node.pid, signal.SIGCONT)
+        async with stack.client() as client:
+            conversation_id = (await client.create_conversation())["id"]
+            messages = f"/conversations/{conversation_id}/messages"
+            os.kill(node.pid, signal.SIGSTOP)
+            calls = [timed(client, "POST", messages, Script(tag=tag), stream=n == 0) for n in range(2)]
+            calls += [timed(client, "POST", "/conversations"), timed(client, "GET", messages)]
+            for reply, took_s in await asyncio.gather(*calls):
+                assert_unavailable(reply, took_s)
+            for service in (*stack.stores, *stack.apis):
+                assert await readiness(service.url) == 503
+            os.kill(node.pid, signal.SIGCONT)
+            for service in stack.services:
+                await service.wait_ready()
+            answered = await client.post(conversation_id, "again", model=Script(tag=f"{tag}again").model)
+            assert answered["status"] == "completed"
+            assert not stack.upstream.requests(tag), "a turn that was refused was answered"
 
 
 async def timed_post(client: NativeClient) -> tuple[Reply, float]:
