@@ -4,7 +4,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import NoReturn, TypeVar
+from typing import Literal, NoReturn, TypeVar
 
 import structlog
 import uvloop
@@ -30,8 +30,22 @@ def load_settings(settings_type: type[S]) -> S:
         sys.exit(BAD_SETTINGS)
 
 
+class Stop(asyncio.Event):
+    """Set when the process shall end. `reached`: the service has started and waits for nothing else any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached = False
+
+    async def wait(self) -> Literal[True]:
+        """Returns when the process shall end."""
+        self.reached = True
+        return await super().wait()
+
+
 def run(service: str, settings_type: type[S], serve: Callable[[S, asyncio.Event], Awaitable[None]]) -> NoReturn:
-    """Runs `serve(settings, stop)` until it returns. `stop` is set by SIGTERM and SIGINT.
+    """Runs `serve(settings, stop)` until it returns. `stop` is set by SIGTERM and SIGINT; `serve` waits for it when all
+    is started, and is cancelled if it has not come so far.
 
     The process exits with 0 after a clean stop, 1 if `serve` raised (the cause is logged), 2 for a wrong setting.
     """
@@ -42,12 +56,24 @@ def run(service: str, settings_type: type[S], serve: Callable[[S, asyncio.Event]
 
 
 async def _serve_until_stopped(settings: S, serve: Callable[[S, asyncio.Event], Awaitable[None]]) -> int:
-    stop = asyncio.Event()
-    # Before anything else: a stop may be asked for while the service is still starting.
+    stop = Stop()
+    serving = asyncio.ensure_future(serve(settings, stop))
+
+    def end() -> None:
+        stop.set()
+        if not stop.reached:
+            serving.cancel()
+
+    # Before anything of the service runs: a stop may be asked for while it is still starting.
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, end)
     try:
-        await serve(settings, stop)
+        await serving
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        log.info("service stopped while it was starting")
+        return 0
     except Exception as error:
         log.error("service failed", exc_info=_cause(error))
         return 1

@@ -33,7 +33,8 @@ def configure_logging(service: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     renderers: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        # Plain tracebacks, for the fine ones show local variables, which hold what users wrote.
+        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if to_terminal
         # dict_tracebacks without locals: a traceback must not carry message texts into the log.
         else [

@@ -122,7 +122,7 @@ class Consumer:
         queue = await self._declare(channel)
         underlay = await channel.get_underlay_channel()
         # The queue was deleted, or lost its leader.
-        underlay.on_consumer_cancel_callbacks.add(self._link.break_up)
+        underlay.on_consumer_cancel_callbacks.add(self._link.breaker())
         # By the underlying channel: aio-pika's own message class costs more than all that is done with most messages.
         consuming = await underlay.basic_consume(queue.name, self._take, no_ack=self._prefetch is None)
         self._taking = (channel, underlay, str(consuming.consumer_tag))
@@ -152,22 +152,10 @@ class Consumer:
         except BrokerError as error:
             log.info("consumer went with its connection", cause=str(error))
 
-    async def close(self) -> None:
-        """Closes the channel: what was taken and not settled goes back to the queue."""
-        if self._taking is None:
-            return
-        channel = self._taking[0]
-        channel.close_callbacks.discard(self._link.break_up)
-        try:
-            with translated("close channel"):
-                await asyncio.wait_for(channel.close(), SETTLE_TIMEOUT_S)
-        except BrokerError as error:
-            log.info("channel went with its connection", cause=str(error))
-
 
 @asynccontextmanager
 async def consuming(consumer: Consumer, link: Link) -> AsyncIterator[None]:
-    """Consumes while the context lasts, over reconnects. On leaving no more is taken; closing is left to the caller."""
+    """Consumes while the context lasts, over reconnects. On leaving no more is taken; what was can still be settled."""
     await link.add(consumer.set_up)
     try:
         yield

@@ -69,7 +69,8 @@ class Link:
         async with self._changing:
             if self._connection is not None:
                 with translated(f"{self._name}: set up"):
-                    await set_up(self._connection)
+                    async with asyncio.timeout(SET_UP_TIMEOUT_S):
+                        await set_up(self._connection)
             self._set_ups.append(set_up)
 
     async def remove(self, set_up: SetUp) -> None:
@@ -81,12 +82,16 @@ class Link:
         """A channel of `connection` whose end, for whatever reason, is the end of the connection."""
         channel: AbstractChannel = connection.channel(**options)
         await channel.initialize(timeout=CONNECT_TIMEOUT_S)
-        channel.close_callbacks.add(self.break_up)
+        channel.close_callbacks.add(self.breaker())
         return channel
 
-    def break_up(self, *_: object) -> None:
-        """The connection is of no use any more: close it and make a new one."""
-        self._broken.set()
+    def breaker(self) -> Callable[..., None]:
+        """A callback for when the connection that is being set up is of no use any more: it is closed and made anew.
+
+        It is that connection's alone: called late, it does the next one no harm.
+        """
+        broken = self._broken
+        return lambda *_: broken.set()
 
     async def keep(self, opened: asyncio.Event) -> None:
         """Connects and reconnects for ever; sets `opened` after the first time. Runs until it is cancelled."""
@@ -104,7 +109,7 @@ class Link:
             self._url, timeout=CONNECT_TIMEOUT_S, client_properties={"connection_name": self._name}
         )
         self._broken = asyncio.Event()
-        connection.close_callbacks.add(self.break_up)
+        connection.close_callbacks.add(self.breaker())
         try:
             async with self._changing, asyncio.timeout(SET_UP_TIMEOUT_S):
                 for set_up in self._set_ups:
@@ -122,7 +127,6 @@ class Link:
             await self._close(connection)
 
     async def _close(self, connection: AbstractConnection) -> None:
-        connection.close_callbacks.discard(self.break_up)
         try:
             with translated("close"):
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):

@@ -77,7 +77,7 @@ class Publisher:
             await self._link.wait_up(deadline - time.monotonic())
             try:
                 with translated(f"publish {envelope.type}"):
-                    async with self._in_flight, asyncio.timeout(min(ATTEMPT_S, deadline - time.monotonic())):
+                    async with asyncio.timeout(min(ATTEMPT_S, deadline - time.monotonic())), self._in_flight:
                         await _required(self._confirmed).basic_publish(
                             envelope.body,
                             exchange=envelope.exchange,

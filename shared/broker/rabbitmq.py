@@ -116,7 +116,6 @@ class Broker:
             consumer = Consumer(self._taking, declared, server.take, prefetch=prefetch)
             async with consuming(consumer, self._taking):
                 yield
-        await consumer.close()
 
     @asynccontextmanager
     async def working(

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from shared.broker.consuming import Incoming
 from shared.broker.errors import BrokerUnavailable, NoReply
-from shared.broker.publishing import Envelope, Publisher
+from shared.broker.publishing import MESSAGE_MAX_BYTES, Envelope, Publisher
 from shared.broker.topology import REPLIES_EXCHANGE
 from shared.contracts.base import Contract, Request
 from shared.contracts.problems import FieldError, Problem, ServiceError, refused
@@ -86,13 +86,19 @@ class Server:
     async def _serve(self, incoming: Incoming) -> None:
         answer = await self._answer(incoming)
         if incoming.reply_to is not None:
+            body = answer.to_json()
+            if len(body) > MESSAGE_MAX_BYTES:
+                # The broker would close the channel, and with it cut off everybody else's answers.
+                log.error("answer is too large", request=incoming.type, size=len(body))
+                answer = refused("too_large", "the answer does not fit into one message: ask for less").problem
+                body = answer.to_json()
             try:
                 await self._publisher.send_unconfirmed(
                     Envelope(
                         exchange=REPLIES_EXCHANGE,
                         key=incoming.reply_to,
                         type=type(answer).__name__,
-                        body=answer.to_json(),
+                        body=body,
                         correlation_id=incoming.correlation_id,
                     )
                 )

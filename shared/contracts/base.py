@@ -98,8 +98,8 @@ Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f
 """A UUID in its usual lower-case form; Parley makes version 7."""
 
 TenantId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
-Key = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-"""An AMQP routing key: of a subscriber or of a worker."""
+Key = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,200}$")]
+"""An AMQP routing key: of a subscriber or of a worker. In ASCII, for AMQP counts its 255 in bytes."""
 
 Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_CHARACTERS), AfterValidator(_not_blank)]
 Title = Annotated[str, StringConstraints(max_length=200)]

@@ -1,8 +1,8 @@
 """Everything that can go wrong in words that a caller can act upon."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, ValidationInfo
 
 from shared.contracts.base import Contract
 
@@ -27,7 +27,7 @@ ErrorCode = Literal[
     "deadline_exceeded",
     "internal",
 ]
-"""The closed list of codes. A dialect words each of them in its own way; readers skip codes they do not know."""
+"""The closed list of codes. A dialect words each of them in its own way."""
 
 ERROR_CODES: tuple[ErrorCode, ...] = get_args(ErrorCode)
 
@@ -39,10 +39,16 @@ class FieldError(Contract):
     message: str
 
 
+def _known_code(code: object, info: ValidationInfo) -> object:
+    """A newer sender's code is `internal` to an older reader: it cannot know what to do about it."""
+    is_from_broker = info.mode == "json"
+    return "internal" if is_from_broker and isinstance(code, str) and code not in ERROR_CODES else code
+
+
 class Problem(Contract):
     """Why a request was not done. Sent instead of a reply; never holds secrets or message texts."""
 
-    code: ErrorCode
+    code: Annotated[ErrorCode, BeforeValidator(_known_code)]
     detail: str
     run_id: str | None = None
     """The run that this is about: the one that keeps a conversation busy, or the one that failed."""

@@ -21,6 +21,7 @@ from shared.contracts.resources import (
     Run,
 )
 
+DEADLINE_MAX_S = 900
 PAGE_LIMIT_MAX = 200
 PAGE_LIMIT_DEFAULT = 50
 PageLimit = Annotated[int, Field(ge=1, le=PAGE_LIMIT_MAX)]
@@ -140,7 +141,7 @@ class SubmitTurn(Request[TurnAccepted]):
     metadata: Metadata = Field(default_factory=dict)
     on_busy: Literal["reject"] = "reject"
     idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
-    deadline_s: Annotated[int, Field(ge=1, le=900)] = 300
+    deadline_s: Annotated[int, Field(ge=1, le=DEADLINE_MAX_S)] = 300
     """Seconds from acceptance to the end of the run, the wait in the queue included."""
     subscriber: Key | None = None
     """The key on `chat.events` that wants the run's frames."""

@@ -14,13 +14,22 @@ from shared.broker.link import amqp_url
 from shared.contracts.base import Message
 from shared.contracts.jobs import AttachRun, CancelRun, GenerateReply, TurnRejected
 from shared.contracts.problems import ServiceError, refused
-from shared.contracts.resources import InputMessage, KeyGrant
+from shared.contracts.resources import Conversation, InputMessage, KeyGrant
 from shared.contracts.store import CheckKey, Done, Ping
 from shared.ids import new_id
 from tests.stack.rooms import Vhost
 
 DEADLINE_S = 20
 DIGEST = "a" * 64
+CONVERSATION = Conversation(
+    id=new_id(),
+    chatbot_id=None,
+    title=None,
+    metadata={},
+    active_run_id=None,
+    created_at=datetime.now(UTC),
+    updated_at=datetime.now(UTC),
+)
 
 
 def job(text: str = "Hello") -> GenerateReply:
@@ -104,6 +113,18 @@ async def test_a_request_that_nobody_handles_in_time_is_no_reply_and_leaves_the_
                 if queue.declaration_result.message_count == 0:
                     break
                 await asyncio.sleep(0.02)
+
+
+async def test_an_answer_too_large_for_a_message_becomes_a_problem_and_cuts_nobody_off(services: Services) -> None:
+    async def huge(_: Ping) -> Conversation:
+        return CONVERSATION.model_copy(update={"title": "x" * 9_000_000})
+
+    async with services.store.serving({Ping: huge, CheckKey: grant}):
+        with pytest.raises(ServiceError) as caught:
+            await services.api.call(Ping())
+        assert caught.value.problem.code == "too_large"
+        assert (await services.api.call(CheckKey(digest=DIGEST))).key_id == "k"
+    assert services.store.problems() == []
 
 
 async def test_leaving_waits_for_the_requests_at_work(services: Services) -> None:

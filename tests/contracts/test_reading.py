@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from shared.contracts.base import Contract
 from shared.contracts.events import Frame
-from shared.contracts.jobs import FinishRun, GenerateReply
+from shared.contracts.jobs import AttachRun, FinishRun, GenerateReply
+from shared.contracts.problems import Problem
 from shared.contracts.routes import ROUTES
 from shared.contracts.store import CheckKey, RunWatched, SubmitTurn
 
@@ -87,3 +88,22 @@ def test_any_text_travels_unharmed() -> None:
     text = "line\r\n \u2028 \x00 \U0001f600 e\u0301 </script>"
     finish = FinishRun.read((GOLDEN / "FinishRun.json").read_bytes()).model_copy(update={"output": text})
     assert FinishRun.read(finish.to_json()).output == text
+
+
+def test_a_newer_senders_error_code_is_internal_to_an_older_reader() -> None:
+    assert Problem.read(b'{"code": "tomorrow", "detail": "x"}').code == "internal"
+    with pytest.raises(ValidationError):
+        Problem.model_validate({"code": "tomorrow", "detail": "x"})
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201, "\u00e9" * 10, "a b", "a\n"])
+def test_a_key_is_short_and_ascii(key: str) -> None:
+    body = {"run_id": RUN_ID, "subscriber": key, "offset": 0}
+    with pytest.raises(ValidationError):
+        AttachRun.read(json.dumps(body).encode())
+
+
+def test_an_error_does_not_show_what_was_wrong() -> None:
+    with pytest.raises(ValidationError) as caught:
+        CheckKey.read(b'{"digest": "my secret"}')
+    assert "my secret" not in str(caught.value)
