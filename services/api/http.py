@@ -22,7 +22,7 @@ from shared.broker import Broker, BrokerError
 from shared.contracts.base import Contract
 from shared.contracts.problems import Problem, ServiceError, refused
 from shared.contracts.resources import TERMINAL, KeyGrant, Run
-from shared.contracts.store import WatchRun
+from shared.contracts.store import DEADLINE_MAX_S, WatchRun
 from shared.ids import new_id
 from shared.telemetry import Readiness, health_routes
 
@@ -33,6 +33,8 @@ R = TypeVar("R", bound=Contract)
 STORE_TIMEOUT_S = 4.5
 """For all that a request asks the store; a client has its 503 within 5 s."""
 BODY_TIMEOUT_S = 10.0
+END_MARGIN_S = 15.0
+"""How long after its deadline a run's end is waited for: enough to notice a silence and to ask the store."""
 CLIENT_LEFT = 499
 
 REQUESTS = Counter("parley_api_requests_total", "Requests answered.", ["method", "route", "status"])
@@ -49,6 +51,8 @@ class Call:
     dialect: Dialect
     deadline: float = 0.0
     """When the store must have answered."""
+    run_until: float = 0.0
+    """When the run must have ended."""
     grant: KeyGrant | None = None
 
 
@@ -213,13 +217,20 @@ class Api:
         with self._streams.serving(turn.run_id, turn.tenant) as run:
             accepted = await self._to_the_end(self._broker.call(turn, timeout))
             if accepted.run.id == run.run_id:
+                call.run_until = self._until(accepted.run, turn.deadline_s)
                 return await self._serve(request, call, run, None, submit.mode == "stream")
         # The idempotency key is known: the answer is the first run's.
         follow = Follow(turn.tenant, accepted.run.id, None)
-        return await self._follow(request, call, follow, as_stream=submit.mode == "stream")
+        return await self._follow(request, call, follow, turn.deadline_s, as_stream=submit.mode == "stream")
 
     async def _follow(
-        self, request: web.Request, call: Call, follow: Follow, *, as_stream: bool = True
+        self,
+        request: web.Request,
+        call: Call,
+        follow: Follow,
+        deadline_s: float = DEADLINE_MAX_S,
+        *,
+        as_stream: bool = True,
     ) -> web.StreamResponse:
         watch = WatchRun(tenant=follow.tenant, run_id=follow.run_id, subscriber=self._broker.process)
         watched = await self._broker.call(watch, self._remaining(call))
@@ -227,6 +238,7 @@ class Api:
             _check(follow.after, watched.run)
             if follow.after.over:
                 return _response(call, Answer(204))
+        call.run_until = self._until(watched.run, deadline_s)
         with self._streams.serving(follow.run_id, follow.tenant) as run:
             self._streams.join(run, watched)
             return await self._serve(request, call, run, follow.after, as_stream)
@@ -236,7 +248,13 @@ class Api:
     ) -> web.StreamResponse:
         if as_stream:
             return await self._stream(request, call, run, after)
-        await run.over.wait()
+        try:
+            async with asyncio.timeout_at(call.run_until):
+                await run.over.wait()
+        except TimeoutError:
+            # The turn is the store's to end; whoever asked has its id.
+            detail = "The answer was not finished by the run's deadline."
+            raise refused("deadline_exceeded", detail, run_id=run.run_id) from None
         if run.ended is None:
             raise ServiceError(run.trouble or Problem(code="internal", detail="The run was lost.", run_id=run.run_id))
         return _response(call, call.dialect.finished(run.ended, call.request_id))
@@ -252,7 +270,7 @@ class Api:
         reader = Reader(events, after.attempt, after.offset) if after is not None else Reader(events)
         stream = EventStream(request, run, reader, events, call.arrived)
         try:
-            await stream.serve()
+            await stream.serve(call.run_until)
         except ConnectionError:
             raise
         except Exception:
@@ -268,6 +286,11 @@ class Api:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         return await asyncio.shield(task)
+
+    def _until(self, run: Run, deadline_s: float) -> float:
+        """When the run must have ended; at least a margin from now, lest clients of an overdue one ask at once."""
+        left = deadline_s - (datetime.now(UTC) - run.created_at).total_seconds()
+        return self._clock() + max(0.0, left) + END_MARGIN_S
 
     def _remaining(self, call: Call) -> float:
         return max(0.1, call.deadline - self._clock())

@@ -66,17 +66,20 @@ class EventStream:
             event = reader.next(run.text, run.ended)
             if event is None:
                 break
-            if event:
-                self._write(event)
+            self._write(event)
         if self._arrived is not None and reader.offset > self._first_offset:
             FIRST_TEXT.observe(time.perf_counter() - self._arrived)
             self._arrived = None
         if reader.over or run.trouble is not None or run.leaving:
             self._wake.set()
 
-    async def serve(self) -> None:
-        """Returns when the client has been told all, or has to go on elsewhere. Raises ConnectionError if it left."""
-        ping_at = asyncio.get_running_loop().time() + PING_S
+    async def serve(self, until: float) -> None:
+        """Returns when the client has been told all, or has to go on elsewhere. Raises ConnectionError if it left.
+
+        until: by the event loop's clock, when a client that has all there is waits here no longer for the run's end.
+        """
+        clock = asyncio.get_running_loop().time
+        ping_at = clock() + PING_S
         self._write(self._events.ping())
         self._run.readers.add(self.pump)
         OPEN_STREAMS.inc()
@@ -90,15 +93,15 @@ class EventStream:
                     self._blocked = False
                 elif self._reader.over:
                     break
-                elif self._run.trouble is not None or self._run.leaving:
+                elif self._run.trouble is not None or self._run.leaving or clock() >= until:
                     self._write(self._reader.reconnect())
                     break
                 else:
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout_at(ping_at):
+                        async with asyncio.timeout_at(min(ping_at, until)):
                             await self._wake.wait()
                     self._wake.clear()
-                    if asyncio.get_running_loop().time() >= ping_at:
+                    if clock() >= ping_at:
                         ping_at += PING_S
                         self._write(self._events.ping())
             # The response's end is aiohttp's, which waits without limit for a client that does not read.
@@ -109,6 +112,9 @@ class EventStream:
             self._run.readers.discard(self.pump)
 
     def _write(self, event: bytes) -> None:
+        if not event:
+            # What a dialect has no word for; as a chunk it would be the end of the response.
+            return
         if self._chunked:
             self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
         else:

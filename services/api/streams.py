@@ -128,17 +128,19 @@ class Streams:
             return
         if attempt >= run.text.attempt:
             run.owner = source
+        length = run.text.length
         if kind == "message.delta":
             fits = run.text.append(attempt, event["offset"], event["text"])
         elif kind == "run.started":
             fits = run.text.start(attempt, event["offset"], event["model"])
         else:
             return
-        if fits:
-            run.caught_up()
-        else:
+        if not fits:
             run.must_watch |= attempt != run.text.attempt
             self._repair(run)
+        elif attempt == run.text.attempt and (kind == "run.started" or run.text.length > length):
+            # Not by what is late or told again: that says nothing of what is missing.
+            run.caught_up()
         if run.announced is None or not self._settle(run):
             run.tell()
 
@@ -193,35 +195,41 @@ class Streams:
             run.repair = self._start(self._bring(run))
 
     async def _bring(self, run: ServedRun) -> None:
-        """Attaches to the run's owner until its text comes; asks the store who that is unless it is known."""
-        async with self._attaches:
-            while run.behind and run.live:
-                try:
-                    if run.must_watch or run.owner is None:
-                        await self._watch(run)
-                        if run.owner is None or not run.live:
-                            # Whoever claims the run, or the store at its end, will make itself heard.
-                            run.behind = False
-                            return
-                    run.news.clear()
-                    attach = AttachRun(run_id=run.run_id, subscriber=self._broker.process, offset=run.text.length)
-                    await self._broker.control(run.owner, attach)
-                    async with asyncio.timeout(ATTACH_TIMEOUT_S):
-                        await run.news.wait()
-                    continue
-                except Unroutable:
-                    if run.must_watch:
-                        # Its owner is gone, and the store does not know it yet: the next claim brings the text.
-                        return
-                    run.must_watch = True
-                    continue
-                except ServiceError as error:
-                    if error.problem.code == "not_found":
-                        run.fail(error.problem)
-                except (BrokerError, TimeoutError) as error:
-                    log.info("text could not be brought yet", run_id=run.run_id, cause=type(error).__name__)
+        """Attaches to the run's owner until its text comes."""
+        while run.behind and run.live:
+            # Held for one try: the runs of a worker that hangs must not keep all others from theirs.
+            async with self._attaches:
+                tried = await self._attach(run)
+            if not tried:
                 run.must_watch = True
                 await asyncio.sleep(RETRY_S)
+
+    async def _attach(self, run: ServedRun) -> bool:
+        """One try; asks the store first who the owner is unless it is known. False: the next one wants a pause."""
+        try:
+            if run.must_watch or run.owner is None:
+                await self._watch(run)
+            if run.owner is None or not (run.live and run.behind):
+                # The text has come meanwhile; or whoever claims the run, or the store at its end, will bring it.
+                run.behind = False
+                return True
+            run.news.clear()
+            attach = AttachRun(run_id=run.run_id, subscriber=self._broker.process, offset=run.text.length)
+            await self._broker.control(run.owner, attach)
+            async with asyncio.timeout(ATTACH_TIMEOUT_S):
+                await run.news.wait()
+        except Unroutable:
+            # Its owner is gone; and if that is what the store still knows, the next claim brings the text.
+            run.behind &= not run.must_watch
+            run.must_watch = True
+        except ServiceError as error:
+            if error.problem.code == "not_found":
+                run.fail(error.problem)
+            return False
+        except (BrokerError, TimeoutError) as error:
+            log.info("text could not be brought yet", run_id=run.run_id, cause=type(error).__name__)
+            return False
+        return True
 
     async def _watch(self, run: ServedRun) -> None:
         request = WatchRun(tenant=run.tenant, run_id=run.run_id, subscriber=self._broker.process)
@@ -256,6 +264,9 @@ class Streams:
     async def _detach(self, worker: str, run_ids: list[str]) -> None:
         """Best effort: what the worker goes on sending is dropped here."""
         for run_id in run_ids:
+            if run_id in self._runs:
+                # It is served again, and what this would take away is wanted.
+                continue
             message: ControlMessage = DetachRun(run_id=run_id, subscriber=self._broker.process)
             try:
                 await self._broker.control(worker, message)

@@ -122,7 +122,7 @@ class Reader:
         return None
 
     def reconnect(self) -> bytes:
-        """The event that sends the client to another replica."""
+        """The event that sends the client elsewhere, with its position."""
         return self._events.reconnect(self.attempt, self.offset)
 
 

@@ -11,7 +11,14 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.inference_worker.outbound import Answer, Outbound
-from services.inference_worker.providers import DeadlineExceeded, Provider, ProviderError, ProviderSilent
+from services.inference_worker.providers import (
+    DeadlineExceeded,
+    Provider,
+    ProviderError,
+    ProviderSilent,
+    ProviderUnreachable,
+)
+from shared.backoff import pauses
 from shared.broker import Broker, BrokerError, ControlMessage, Delivery
 from shared.contracts.jobs import AttachRun, CancelRun, DetachRun, FinishRun, GenerateReply
 from shared.contracts.problems import RunError, ServiceError
@@ -21,7 +28,7 @@ from shared.contracts.store import ClaimRun, ClaimVerdict
 log = structlog.get_logger(__name__)
 
 OUTPUT_MAX_CODE_POINTS = 1_000_000
-"""An answer that grows beyond this is ended as if the model had reached its own limit."""
+"""An answer that reaches this is ended as if by the model's own limit. It fits one message however JSON escapes it."""
 EAGER_WITHIN_S = 1.0
 """A job younger than this is likely ours, so the model server is asked while the store still decides."""
 REDELIVERY_WAIT_S = 1.2
@@ -140,7 +147,7 @@ class Generation:
         try:
             await self._claim_and_answer(run)
         except Exception:
-            # A fault of ours. The dead letter ends the run, and the job does no harm to other workers.
+            # A fault of ours. The job is kept as a dead letter and does no harm to other workers; the run stays open.
             log.exception("run could not be handled", run_id=run.job.run_id)
             self._forget(run)
             await self._settle(run, reject=True)
@@ -169,7 +176,7 @@ class Generation:
 
     async def _claim(self, run: Run) -> ClaimVerdict:
         """Asks the store until it answers, for as long as that takes: only its answer says what becomes of the job."""
-        pause = RETRY_FIRST_S
+        pausing = pauses(RETRY_FIRST_S, RETRY_MAX_S)
         while True:
             waited = self._loop.time() - run.first.received_at
             claim = ClaimRun(
@@ -187,8 +194,7 @@ class Generation:
                 log.warning("claim was not answered", run_id=run.job.run_id, cause=error.problem.code)
             except BrokerError as error:
                 log.warning("claim was not answered", run_id=run.job.run_id, cause=type(error).__name__)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, RETRY_MAX_S)
+            await asyncio.sleep(next(pausing))
 
     def _start_reading(self, run: Run) -> asyncio.Task[Ending]:
         run.reading = self._loop.create_task(self._read(run), name=f"reading {run.job.run_id}")
@@ -208,7 +214,10 @@ class Generation:
         await asyncio.wait({reading})
         self._outbound.hurry(run.answer)
         if reading.cancelled():
-            return Ending("cancelled", usage=_estimate(run))
+            if run.cancelled:
+                return Ending("cancelled", usage=_estimate(run))
+            # Nobody asked for it: one of a library's own that has escaped, as happens when a connection breaks.
+            return _ending_of(run, None, None, ProviderUnreachable("The connection to the model server broke."))
         if fault := reading.exception():
             log.error("answer could not be read", run_id=run.job.run_id, exc_info=fault)
             error = RunError(code="internal", message="The answer was lost to an internal fault.", retryable=True)
@@ -235,12 +244,12 @@ class Generation:
                         pieces += 1
                         if not answer.length:
                             FIRST_TEXT.observe(loop.time() - run.first.received_at)
-                        if outbound.append(answer, piece.text):
+                        if outbound.append(answer, piece.text[: OUTPUT_MAX_CODE_POINTS - answer.length]):
                             # A subscriber is behind; that is not the model server's fault.
                             patience.reschedule(deadline)
                             await outbound.room(answer)
                             patience_from = 0.0
-                        if answer.length > OUTPUT_MAX_CODE_POINTS:
+                        if answer.length >= OUTPUT_MAX_CODE_POINTS:
                             finish_reason = "length"
                             break
                     if (now := loop.time()) >= patience_from:
@@ -274,15 +283,13 @@ class Generation:
             error=ending.error,
             upstream_closed=True,
         )
-        pause = RETRY_FIRST_S
-        while True:
+        for pause in pauses(RETRY_FIRST_S, RETRY_MAX_S):
             try:
                 await self._broker.publish(finish)
                 break
             except BrokerError as error:
                 log.warning("result is not handed in yet", run_id=answer.run_id, cause=type(error).__name__)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, RETRY_MAX_S)
         RUNS.labels(ending.status).inc()
         code = ending.error.code if ending.error else None
         log.info("run ended", run_id=answer.run_id, attempt=answer.attempt, status=ending.status, code=code)

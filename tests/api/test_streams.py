@@ -2,16 +2,20 @@
 
 import asyncio
 import socket
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
 
+from services.api import http as http_module
 from services.api import responses
 from services.api import streams as streams_module
+from services.api.dialects.native import NativeEvents
 from services.api.text import PIECE_CODE_POINTS
 from shared.contracts.jobs import AttachRun, DetachRun
 from shared.contracts.problems import refused
-from shared.contracts.store import GetRun, SubmitTurn, TurnAccepted, WatchRun
+from shared.contracts.store import GetRun, RunWatched, SubmitTurn, TurnAccepted, WatchRun
 from shared.ids import new_id
 from tests.api.conftest import PATIENCE_S, Peers, a_run, delta, ended, started
 from tests.stack.client import ApiError, NativeClient, Transcript, native_client
@@ -134,6 +138,49 @@ async def test_lost_frame_is_brought_again_from_where_the_text_ends(
         await peers.frame(started(run_id, offset=4), delta(run_id, 4, "two three "), delta(run_id, 14, "four"))
         await peers.frame(ended(run_id, 18))
         assert (await stream.read_all()).text == "one two three four"
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [delta("", 0, "one ", attempt=2), delta("", 2, "e ", attempt=2), delta("", 4, "late", attempt=1), started("", 1)],
+    ids=["known", "known end", "of an older attempt", "start of an older attempt"],
+)
+async def test_stale_event_does_not_pass_for_the_missing_text(
+    peers: Peers,
+    client: NativeClient,
+    conversation_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+    stale: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(streams_module, "ATTACH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(streams_module, "RETRY_S", 0.05)
+    async with client.stream(conversation_id, "hello") as stream:
+        run_id = (await peers.submitted()).run_id
+        peers.watched(a_run(run_id, status="running", attempt=2), bases=(0, 0))
+        await peers.frame(started(run_id, 2), delta(run_id, 0, "one ", attempt=2), delta(run_id, 8, "three", attempt=2))
+        assert (await peers.attached()).offset == 4
+        await peers.frame(stale | {"run_id": run_id})
+        assert (await peers.attached()).offset == 4, "nothing has come of the first one"
+        await peers.frame(started(run_id, 2, 4), delta(run_id, 4, "two three", attempt=2), ended(run_id, 13, attempt=2))
+        assert (await stream.read_all()).text == "one two three"
+
+
+async def test_worker_that_hangs_does_not_keep_the_text_of_others_from_being_brought(
+    peers: Peers, client: NativeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams_module, "ATTACH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(streams_module, "RETRY_S", 60.0)
+    monkeypatch.setattr(peers.streams, "_attaches", asyncio.Semaphore(1))
+    hung, healthy = new_id(), new_id()
+    peers.answers[WatchRun] = lambda request: RunWatched(
+        run=a_run(request.run_id, status="running", attempt=1), owner=peers.worker.process, bases=(0,)
+    )
+    async with client.events(hung):
+        assert (await peers.attached()).run_id == hung
+        async with client.events(healthy) as stream:
+            assert (await peers.attached()).run_id == healthy
+            await peers.frame(started(healthy), delta(healthy, 0, "here"), ended(healthy, 4))
+            assert (await stream.read_all()).text == "here"
 
 
 async def test_repeated_and_overlapping_deltas_are_told_once(
@@ -323,6 +370,62 @@ async def test_worker_is_told_to_stop_sending_what_nobody_reads(peers: Peers) ->
     run_id = new_id()
     await peers.frame({"type": "worker.alive", "runs": {run_id: [1, 7]}})
     assert await peers.told_next() == DetachRun(run_id=run_id, subscriber=peers.api.process)
+
+
+async def test_run_that_is_read_again_meanwhile_is_not_detached(peers: Peers) -> None:
+    gone, back, last = new_id(), new_id(), new_id()
+    beat = {"type": "worker.alive", "runs": {gone: [1, 7], back: [1, 7]}}
+    peers.streams.on_frame(orjson.dumps({"source": peers.worker.process, "events": [beat]}))
+    with peers.streams.serving(back, "one"):
+        assert await peers.told_next() == DetachRun(run_id=gone, subscriber=peers.api.process)
+        await peers.frame({"type": "worker.alive", "runs": {last: [1, 7]}})
+        assert await peers.told_next() == DetachRun(run_id=last, subscriber=peers.api.process)
+
+
+@pytest.mark.parametrize("body", [{"stream": False}, {"stream": True}], ids=["whole", "stream"])
+async def test_run_that_nobody_ends_is_not_waited_for_beyond_its_deadline(
+    peers: Peers, client: NativeClient, conversation_id: str, monkeypatch: pytest.MonkeyPatch, body: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(http_module, "END_MARGIN_S", 0.3)
+    begun = asyncio.get_running_loop().time()
+    if body["stream"]:
+        async with client.stream(conversation_id, "hello", deadline_s=1) as stream:
+            run_id = (await peers.submitted()).run_id
+            await stream.read_until("run.queued")
+            await peers.frame(started(run_id), delta(run_id, 0, "abc"))
+            transcript = await stream.read_all()
+        assert transcript.names == ["run.queued", "run.started", "message.delta", "reconnect"]
+        assert transcript.last.data == {"run_id": run_id, "after": "1-3"}
+    else:
+        path = f"/conversations/{conversation_id}/messages"
+        reply = await client.request("POST", path, json={"content": "hello", "deadline_s": 1})
+        run_id = (await peers.submitted()).run_id
+        assert (reply.status, reply.body["code"], reply.body["run_id"]) == (504, "deadline_exceeded", run_id)
+    assert 1.2 < asyncio.get_running_loop().time() - begun < PATIENCE_S
+
+
+async def test_follower_of_a_run_that_nobody_ends_is_sent_elsewhere_in_the_end(
+    peers: Peers, client: NativeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_module, "END_MARGIN_S", 0.5)
+    peers.watched(a_run(new_id(), created_at=datetime.now(UTC) - timedelta(seconds=2000)))
+    begun = asyncio.get_running_loop().time()
+    async with client.events(new_id()) as stream:
+        assert (await stream.read_all()).names == ["run.queued", "reconnect"]
+    assert asyncio.get_running_loop().time() - begun > 0.4, "a client that comes back at once does no harm"
+
+
+async def test_event_without_bytes_does_not_end_the_response(
+    peers: Peers, client: NativeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dialect may have no word for a ping."""
+    monkeypatch.setattr(NativeEvents, "ping", lambda _: b"")
+    run_id = new_id()
+    peers.watched(a_run(run_id, status="running", attempt=1), bases=(0,))
+    async with client.events(run_id) as stream:
+        await peers.attached()
+        await peers.frame(started(run_id), delta(run_id, 0, "abc"), ended(run_id, 3))
+        assert (await stream.read_all()).text == "abc"
 
 
 async def test_run_whose_conversation_was_deleted_ends_its_streams(

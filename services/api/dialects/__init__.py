@@ -107,7 +107,7 @@ class Events(Protocol):
         """The run is over; `run.output` is the whole answer, `length` code points of it."""
 
     def reconnect(self, attempt: int, offset: int) -> bytes:
-        """This replica goes; ask another one for what comes after this position."""
+        """Nothing more comes on this stream; ask anew, of any replica, for what comes after this position."""
 
     def ping(self) -> bytes:
         """Something that a client skips."""
