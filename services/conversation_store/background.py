@@ -17,7 +17,7 @@ class Background:
         self._group = group
         self.tasks: set[asyncio.Task[Any]] = set()
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[Any, Any, object]) -> None:
         """Runs `work` in a task."""
         task = self._group.create_task(work)
         self.tasks.add(task)
@@ -30,9 +30,14 @@ async def background(grace: float) -> AsyncIterator[Background]:
     async with asyncio.TaskGroup() as group:
         tasks = Background(group)
         yield tasks
-        if tasks.tasks:
-            _, late = await asyncio.wait(tasks.tasks, timeout=grace)
-            for task in late:
+        try:
+            async with asyncio.timeout(grace):
+                # Again and again: what is being done may start more.
+                while tasks.tasks:
+                    await asyncio.wait(tasks.tasks)
+        except TimeoutError:
+            log.warning("stopped before all was done", tasks=len(tasks.tasks))
+        while tasks.tasks:
+            for task in tasks.tasks:
                 task.cancel()
-            if late:
-                log.warning("stopped before all was done", tasks=len(late))
+            await asyncio.wait(tasks.tasks)

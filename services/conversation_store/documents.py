@@ -25,6 +25,7 @@ SHORT_FIELDS = (
     "attempt",
     "worker",
     "job_message_id",
+    "renewed_at",
     "next_check",
     "bases",
     "subscribers",

@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 
 import structlog
 from prometheus_client import Counter
@@ -14,6 +16,7 @@ from services.conversation_store.documents import Turn
 from services.conversation_store.group_commit import GroupCommit
 from services.conversation_store.repository import Applied, Repository
 from services.conversation_store.turns import Finish
+from shared.backoff import pauses
 from shared.broker import Broker, BrokerError, BrokerUnavailable, Delivery
 from shared.contracts.events import FRAME_MAX_BYTES, RunEnded
 from shared.contracts.jobs import FinishRun, RunFinished
@@ -22,6 +25,12 @@ from shared.contracts.problems import ServiceError
 log = structlog.get_logger(__name__)
 
 SOURCE = "conversation-store"
+
+TELL_AGAIN_S = 5.0
+"""The pause between two rounds for services that could not be told."""
+
+TOLD_WITHIN = timedelta(seconds=30)
+"""Longer than it takes to tell a service of an end: whoever took it upon himself so long ago has failed or died."""
 
 _ENDED = Counter("parley_store_runs_ended", "runs that ended, each as often as it was said", ["status"])
 
@@ -35,15 +44,20 @@ class _Announcement:
     event: bytes
 
 
-class Endings:
-    """What follows from the end of a run. Made by `announcing`."""
+Announcements = GroupCommit[_Announcement, None]
+"""Whatever one group commit ended is announced in the same turn of the event loop, and so shares its frames."""
 
-    def __init__(self, repository: Repository, broker: Broker, background: Background) -> None:
+
+class Endings:
+    """What follows from the end of a run. `announcements` must outlive `background`, whose tasks announce."""
+
+    def __init__(
+        self, repository: Repository, broker: Broker, background: Background, announcements: Announcements
+    ) -> None:
         self._repository = repository
         self._broker = broker
         self._background = background
-        # Whatever one group commit ended is announced in the same turn of the event loop, and so shares its frames.
-        self.announcements = GroupCommit[_Announcement, None](self._send)
+        self._announcements = announcements
 
     def take(self, delivery: Delivery[FinishRun]) -> None:
         """A worker has handed in a result."""
@@ -63,19 +77,19 @@ class Endings:
             log.info("result of a superseded attempt", run_id=message.run_id, attempt=message.attempt)
         else:
             await self.announce(applied.turn)
-            await self.settle(applied.turn)
+            # Not waited for: a service that does not empty its queue must not keep the results of all others waiting.
+            self.tell_later(applied.turn)
         await delivery.ack()
 
     async def _committed(self, message: FinishRun) -> Applied | None:
-        pause = 0.1
+        waits = pauses(0.1, 2.0)
         while True:
             try:
                 return await self._repository.turns.apply(message.run_id, _command(message))
             except ServiceError as error:
                 # The message is held, and never given back to be tried again: each time would count against it.
                 log.warning("result waits", run_id=message.run_id, cause=error.problem.detail)
-                await asyncio.sleep(pause)
-                pause = min(2.0, pause * 2)
+                await asyncio.sleep(next(waits))
 
     async def announce(self, turn: Turn) -> None:
         """Says to the turn's subscribers that its run has ended. Frames may be lost: they know whom to ask."""
@@ -85,42 +99,66 @@ class Endings:
         if subscribers:
             without_output = run.model_copy(update={"output": None})
             event = RunEnded(run_id=run.id, attempt=run.attempt, length=turn.length, run=without_output)
-            await self.announcements.start(_Announcement(subscribers, event.to_json()))
+            await self._announcements.start(_Announcement(subscribers, event.to_json()))
 
-    async def settle(self, turn: Turn) -> None:
-        """Tells the internal service that submitted the turn, if one did, however long that takes."""
-        if turn.login is None or not turn.owes_outcome:
-            return
-        pause = 0.1
+    def tell_later(self, turn: Turn) -> None:
+        """Tells the internal service that submitted the turn, if one did, that its run has ended."""
+        if turn.login is not None and turn.owes_outcome:
+            self._background.start(self._tell(turn, turn.login))
+
+    async def _tell(self, turn: Turn, login: str) -> bool:
+        """Whether that login was told, or never can be; if not, the turn goes on saying that it is owed."""
+        try:
+            if not turn.has_output_at_hand:
+                turn = await self._repository.turn(turn.id) or turn
+            try:
+                await self._broker.outcome(login, RunFinished(run=turn.run()))
+            except ValueError:
+                # Too long for a message, say. It would be no better the next time, and keep all others from theirs.
+                log.exception("outcome cannot be told", run_id=turn.id, login=login)
+            await self._repository.turns.mark_told(turn.id)
+        except (BrokerError, ServiceError) as error:
+            log.warning("outcome waits", run_id=turn.id, login=login, cause=type(error).__name__)
+            return False
+        return True
+
+    @asynccontextmanager
+    async def telling_again(self) -> AsyncIterator[None]:
+        """While this lasts, services are told what they could not be told at once, or by a store that died."""
+        async with asyncio.TaskGroup() as group:
+            telling = group.create_task(self._tell_again_for_ever())
+            yield
+            telling.cancel()
+
+    async def _tell_again_for_ever(self) -> None:
         while True:
             try:
-                if not turn.has_output_at_hand:
-                    turn = await self._repository.turn(turn.id) or turn
-                await self._broker.outcome(turn.login or "", RunFinished(run=turn.run()))
-                await self._repository.turns.mark_told(turn.id)
-            except (BrokerError, ServiceError) as error:
-                log.warning("outcome waits", run_id=turn.id, cause=type(error).__name__)
-                await asyncio.sleep(pause)
-                pause = min(5.0, pause * 2)
-            else:
-                return
+                await self._tell_untold()
+            except ServiceError as error:
+                log.warning("untold outcomes wait", cause=error.problem.detail)
+            await asyncio.sleep(TELL_AGAIN_S)
 
-    def settle_later(self, turn: Turn) -> None:
-        """`settle`, for a caller that does not wait."""
-        self._background.start(self.settle(turn))
+    async def _tell_untold(self) -> None:
+        # One at a time, for each may be megabytes; and no more of a service that did not take its oldest one.
+        full: set[str] = set()
+        while (turn := await self._repository.take_untold(TOLD_WITHIN, full)) is not None:
+            login = turn.login or ""
+            if not await self._tell(turn, login):
+                full.add(login)
 
-    async def _send(self, announcements: Sequence[_Announcement]) -> list[None]:
-        by_subscriber: dict[str, list[bytes]] = defaultdict(list)
-        for announcement in announcements:
-            for subscriber in announcement.subscribers:
-                by_subscriber[subscriber].append(announcement.event)
-        try:
-            for subscriber, events in by_subscriber.items():
-                for frame in frames(events):
-                    await self._broker.send_frame(subscriber, frame)
-        except BrokerUnavailable as error:
-            log.warning("announcements lost", runs=len(announcements), cause=str(error))
-        return [None] * len(announcements)
+
+async def _send(broker: Broker, announcements: Sequence[_Announcement]) -> list[None]:
+    by_subscriber: dict[str, list[bytes]] = defaultdict(list)
+    for announcement in announcements:
+        for subscriber in announcement.subscribers:
+            by_subscriber[subscriber].append(announcement.event)
+    try:
+        for subscriber, events in by_subscriber.items():
+            for frame in frames(events):
+                await broker.send_frame(subscriber, frame)
+    except BrokerUnavailable as error:
+        log.warning("announcements lost", runs=len(announcements), cause=str(error))
+    return [None] * len(announcements)
 
 
 def frames(events: Sequence[bytes]) -> list[bytes]:
@@ -151,8 +189,7 @@ def _command(message: FinishRun) -> Finish:
 
 
 @asynccontextmanager
-async def announcing(repository: Repository, broker: Broker, background: Background) -> AsyncIterator[Endings]:
+async def announcing(broker: Broker) -> AsyncIterator[Announcements]:
     """On leaving, what has ended is announced."""
-    endings = Endings(repository, broker, background)
-    async with endings.announcements:
-        yield endings
+    async with Announcements(partial(_send, broker)) as announcements:
+        yield announcements

@@ -7,7 +7,6 @@ from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-import orjson
 import structlog
 
 from services.conversation_store.documents import Turn
@@ -141,7 +140,7 @@ class Requests:
         """Conversations, newest first."""
         before = None if request.cursor is None else _time_and_id(request.cursor)
         rows = await self._repository.conversations(request, before, request.limit + 1)
-        page, more = cut(rows, request.limit, lambda row: len(orjson.dumps(row.metadata)))
+        page, more = cut(rows, request.limit, lambda row: len(row.to_json()))
         return ConversationPage(data=tuple(page), next_cursor=_after(page[-1]) if more else None)
 
     async def update_conversation(self, request: UpdateConversation) -> Conversation:
@@ -171,7 +170,7 @@ class Requests:
             conversation_id, start[0] if start else None, order, request.limit // 2 + 2
         )
         rows = _rows(turns, order, start)
-        page, more = cut(rows, request.limit, lambda row: len(row[2].content.encode()))
+        page, more = cut(rows, request.limit, lambda row: len(row[2].to_json()))
         if more:
             seq, n, _ = rows[len(page)]
             following = cursor(f"messages.{order}", seq, n)
@@ -223,7 +222,7 @@ class Requests:
             return
         if applied.verdict == "cancelled":
             await self._endings.announce(applied.turn)
-            self._endings.settle_later(applied.turn)
+            self._endings.tell_later(applied.turn)
         elif applied.verdict == "cancelling" and (owner := applied.turn.state().owner) is not None:
             try:
                 await self._broker.control(owner, CancelRun(run_id=run_id))

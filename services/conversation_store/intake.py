@@ -7,12 +7,16 @@ import structlog
 from services.conversation_store.background import Background
 from services.conversation_store.repository import Repository
 from services.conversation_store.submission import Submissions
-from shared.broker import Broker, BrokerError, Delivery
+from shared.backoff import pauses
+from shared.broker import Broker, BrokerError, Delivery, QueueFull
 from shared.contracts.jobs import TurnRejected
 from shared.contracts.problems import Problem, ServiceError
 from shared.contracts.store import SubmitTurn, TurnAccepted
 
 log = structlog.get_logger(__name__)
+
+HELD_FOR_FULL_QUEUES = 25
+"""So many turns at most wait until their services' queues have room; the rest of the prefetch is for all others."""
 
 
 class Intake:
@@ -34,6 +38,7 @@ class Intake:
         self._submissions = submissions
         self._default_tenant = default_tenant
         self._default_logins = default_logins
+        self._places = asyncio.Semaphore(HELD_FOR_FULL_QUEUES)
 
     def take(self, delivery: Delivery[SubmitTurn]) -> None:
         """A service has submitted a turn."""
@@ -46,21 +51,45 @@ class Intake:
             log.error("turn without a login", run_id=command.run_id)
             await delivery.reject()
             return
-        pause = 0.1
+        waits = pauses(0.1, 5.0)
         while True:
             try:
-                await self._broker.outcome(login, await self._submit(command, login))
+                await self._tell(login, await self._submit(command, login))
                 break
+            except QueueFull:
+                # Nothing is lost: from the dead letters it can be submitted again, and is the same turn.
+                log.error("turn given up, its service does not empty its queue", run_id=command.run_id, login=login)
+                await delivery.reject()
+                return
             except (BrokerError, ServiceError) as error:
                 # Held here and tried again; given back, it would come again at once and wear out its deliveries.
                 log.warning("turn waits", run_id=command.run_id, cause=type(error).__name__)
-                await asyncio.sleep(pause)
-                pause = min(5.0, pause * 2)
+                await asyncio.sleep(next(waits))
             except Exception:
                 log.exception("turn cannot be handled", run_id=command.run_id)
                 await delivery.reject()
                 return
         await delivery.ack()
+
+    async def _tell(self, login: str, outcome: TurnAccepted | TurnRejected) -> None:
+        """Waits while the service's queue is full. Raises QueueFull if too many wait for that already."""
+        try:
+            await self._broker.outcome(login, outcome)
+        except QueueFull:
+            if self._places.locked():
+                raise
+            async with self._places:
+                await self._tell_with_patience(login, outcome)
+
+    async def _tell_with_patience(self, login: str, outcome: TurnAccepted | TurnRejected) -> None:
+        for pause in pauses(0.1, 5.0):
+            await asyncio.sleep(pause)
+            try:
+                await self._broker.outcome(login, outcome)
+            except QueueFull:
+                log.warning("outcome waits", login=login, outcome=outcome.type)
+            else:
+                return
 
     async def _submit(self, command: SubmitTurn, login: str) -> TurnAccepted | TurnRejected:
         """Raises ServiceError(unavailable), for which the turn is not to blame."""

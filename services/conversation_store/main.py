@@ -8,7 +8,7 @@ import structlog
 from pydantic import Field, SecretStr, field_validator
 
 from services.conversation_store.background import background
-from services.conversation_store.endings import announcing
+from services.conversation_store.endings import Endings, announcing
 from services.conversation_store.handlers import Keys, Requests
 from services.conversation_store.intake import Intake
 from services.conversation_store.prompts import Budget
@@ -82,10 +82,12 @@ async def serve(settings: StoreSettings, stop: asyncio.Event) -> None:
     async with (
         open_repository(settings.mongodb_url.get_secret_value()) as repository,
         open_broker(settings.amqp_url.get_secret_value(), "conversation_store", clustered=settings.clustered) as broker,
-        # Closed after nothing new is taken, and while database and broker are still there for what was.
+        # Left from the last to the first once nothing new is taken: what was taken is done, then what has ended by
+        # that is announced, and for both the database and the broker are still there.
+        announcing(broker) as announcements,
         background(GRACE_S) as tasks,
-        announcing(repository, broker, tasks) as endings,
     ):
+        endings = Endings(repository, broker, tasks, announcements)
         budget = Budget(settings.history_messages, settings.history_characters)
         submissions = Submissions(repository, broker, tasks, budget=budget, default_model=settings.default_model)
         intake = Intake(
@@ -102,6 +104,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event) -> None:
             broker.serving(requests.handlers()),
             broker.working(SubmitTurn, intake.take, prefetch=INTAKE_PREFETCH),
             broker.working(FinishRun, endings.take, prefetch=RESULTS_PREFETCH),
+            endings.telling_again(),
             _health(settings, broker, repository),
         ):
             log.info("conversation store serves", process=broker.process)

@@ -10,7 +10,7 @@ from shared.contracts.problems import refused
 RowT = TypeVar("RowT")
 
 PAGE_MAX_BYTES = 4 * 1024 * 1024
-"""Of text in one page: with JSON's escapes it stays under the broker's 8 MiB a message."""
+"""Of JSON in one page: half of what the broker takes in one message, since a page has one row at least."""
 
 _CHECK_BYTES = 4
 

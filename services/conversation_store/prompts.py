@@ -9,13 +9,17 @@ from shared.contracts.resources import InputMessage
 
 @dataclass(frozen=True, slots=True)
 class PastTurn:
-    """An earlier turn of the conversation. `output` is None if it has none (yet)."""
+    """An earlier turn of the conversation. `output` is empty if it has none (yet).
+
+    characters: of all its texts. If they are more than was asked for, there are no messages, and the output is cut.
+    """
 
     run_id: str
     seq: int
     is_active: bool
+    characters: int
     messages: tuple[InputMessage, ...]
-    output: str | None
+    output: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +48,18 @@ class History:
         for turn in newest_first:
             if self.is_full:
                 return
-            if turn.output is None or not turn.output.strip():
+            if not turn.output.strip():
                 continue
-            characters = len(turn.output) + sum(len(message.content) for message in turn.messages)
             if (
                 len(turn.messages) + 1 > self._messages_left
-                or characters > self._characters_left
+                or turn.characters > self._characters_left
                 or len(turn.output) > TEXT_MAX_CHARACTERS
             ):
                 self.is_full = True
                 return
             self._turns.append((*turn.messages, InputMessage.model_construct(role="assistant", content=turn.output)))
             self._messages_left -= len(turn.messages) + 1
-            self._characters_left -= characters
+            self._characters_left -= turn.characters
             self.is_full = self._messages_left < 2
 
     def messages(self) -> tuple[InputMessage, ...]:

@@ -1,6 +1,7 @@
 """Accepts turns: one committed insert, then the job; whatever is in the way is named."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -11,7 +12,8 @@ from services.conversation_store.background import Background
 from services.conversation_store.documents import Document, Turn, conversation_of, new_turn, present, request_hash
 from services.conversation_store.prompts import Budget, History, PastTurn
 from services.conversation_store.repository import DuplicateTurn, Repository
-from services.conversation_store.turns import Cancel
+from services.conversation_store.turns import Withdraw
+from shared.backoff import pauses
 from shared.broker import Broker, BrokerError
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.problems import FieldError, Problem, ServiceError, refused
@@ -85,7 +87,10 @@ class Submissions:
                 document = new_turn(command, model=model, seq=standing.seq, login=login, now=now)
                 job = _job(command, model, standing.history, document["deadline"])
                 if await self._inserted(document, leave_at):
-                    return self._accepted(Turn(document), job)
+                    accepted = self._accepted(Turn(document), job)
+                    # The job leaves before the reply does: the first token waits for it.
+                    await asyncio.sleep(0)
+                    return accepted
             if (mine := await self._in_the_way(command)) is not None:
                 if mine.id != command.run_id:
                     return TurnAccepted(run=mine.run(), replayed=True)
@@ -100,10 +105,10 @@ class Submissions:
         conversation_id = conversation_of(command)
         if conversation_id is None:
             return _Standing(history, 0, False)
-        page = max(2, self._budget.messages // 2 + 1)
+        page, longest = max(2, self._budget.messages // 2 + 1), self._budget.characters
         is_there, past = await asyncio.gather(
             self._repository.has_conversation(command.tenant, conversation_id),
-            self._repository.past_turns(conversation_id, None, page),
+            self._repository.past_turns(conversation_id, None, page, longest),
         )
         if not is_there:
             await self._open_conversation(command)
@@ -111,7 +116,7 @@ class Submissions:
         newest = past[0] if past else None
         history.extend(past)
         while len(past) == page and not history.is_full:
-            past = await self._repository.past_turns(conversation_id, past[-1].seq, page)
+            past = await self._repository.past_turns(conversation_id, past[-1].seq, page, longest)
             history.extend(past)
         return _Standing(history, newest.seq + 1 if newest else 1, _is_busy(newest, command))
 
@@ -140,30 +145,29 @@ class Submissions:
         inserting = self._repository.turns.insert(document)
         timeout = None if leave_at is None else (leave_at - present()).total_seconds()
         await asyncio.wait((inserting,), timeout=timeout)
-        if not inserting.done():
-            self._background.start(self._withdraw(document["_id"], inserting))
-            raise _unavailable("the database does not answer")
+        if not inserting.done() or (leave_at is not None and present() >= leave_at):
+            self._background.start(self._withdraw(document, inserting))
+            raise _unavailable("the database did not answer in time")
         try:
             inserting.result()
         except DuplicateTurn:
             return False
-        if leave_at is not None and present() >= leave_at:
-            self._background.start(self._withdraw(document["_id"], inserting))
-            raise _unavailable("the database took too long")
         return True
 
-    async def _withdraw(self, run_id: str, inserting: asyncio.Future[None]) -> None:
+    async def _withdraw(self, document: Document, inserting: asyncio.Future[None]) -> None:
         """Cancels a turn whose submitter was told that it is not accepted, as soon as it is there."""
+        run_id = document["_id"]
         try:
-            await inserting
-            await self._repository.turns.apply(run_id, Cancel(withdraw=True))
-        except DuplicateTurn:
-            return
+            with suppress(DuplicateTurn):
+                # Its duplicate may be itself: inserted, unbeknown to the driver, by a try before the last one.
+                await inserting
+            applied = await self._repository.turns.apply(run_id, Withdraw(document["created_at"]))
         except Exception:
             log.exception("late turn not withdrawn", run_id=run_id)
         else:
-            _LATE.inc()
-            log.warning("late turn withdrawn", run_id=run_id)
+            if applied is not None and applied.verdict == "cancelled":
+                _LATE.inc()
+                log.warning("late turn withdrawn", run_id=run_id)
 
     async def _in_the_way(self, command: SubmitTurn) -> Turn | None:
         """The turn that this very request has made before; None if whatever stood in the way has gone.
@@ -196,14 +200,13 @@ class Submissions:
         return TurnAccepted(run=run)
 
     async def _publish(self, job: GenerateReply) -> None:
-        pause = 0.1
+        waits = pauses(0.1, 5.0)
         while present() < job.deadline:
             try:
                 await self._broker.publish(job)
             except BrokerError as error:
                 log.warning("job not published", run_id=job.run_id, cause=type(error).__name__)
-                await asyncio.sleep(pause)
-                pause = min(5.0, pause * 2)
+                await asyncio.sleep(next(waits))
             else:
                 self._repository.turns.mark_published(job.run_id)
                 return

@@ -12,9 +12,6 @@ from typing import Literal, assert_never
 from shared.contracts.problems import RunError
 from shared.contracts.resources import ACTIVE, TERMINAL, FinishReason, Receipt, RunStatus, TerminalStatus, Usage
 
-LEASE = timedelta(seconds=5)
-"""How long a claim holds without being renewed; `next_check` is its end."""
-
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -32,7 +29,9 @@ class Result:
 class TurnState:
     """What decisions depend on.
 
+    created_at, deadline: when the turn was accepted, and when its run must have ended.
     worker, job_message_id: who claimed the present attempt, and by which message of the job queue.
+    renewed_at: when that worker last showed that it is at work; its claim was the first time.
     next_check: when somebody must look after the turn; while it runs, the end of the lease.
     bases: per attempt, the offset that it started from.
     erased: the conversation was deleted; no text may be stored any more.
@@ -40,9 +39,12 @@ class TurnState:
     """
 
     status: RunStatus
+    created_at: datetime
+    deadline: datetime
     attempt: int = 0
     worker: str | None = None
     job_message_id: str | None = None
+    renewed_at: datetime | None = None
     next_check: datetime | None = None
     bases: tuple[int, ...] = ()
     subscribers: tuple[str, ...] = ()
@@ -94,9 +96,18 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """The run shall stop. `withdraw`: nobody was told that the turn was accepted, so as if it had never come."""
+    """The run shall stop."""
 
-    withdraw: bool = False
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Nobody was told that the turn was accepted, so it shall be as if it had never come.
+
+    created_at: of the turn that is meant. Another store may have accepted the same request, and then the turn is that
+    store's.
+    """
+
+    created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +117,14 @@ class Watch:
     subscriber: str
 
 
-Command = Claim | Finish | Cancel | Watch
+Command = Claim | Finish | Cancel | Withdraw | Watch
 
 Verdict = Literal["granted", "busy", "over", "finished", "superseded", "cancelled", "cancelling", "watched"]
 """What became of a command.
 
 claim: granted, busy (another worker has the run), over. finish: finished (now, or by the same command before),
 superseded (it was not the present attempt's). cancel: cancelled, cancelling (the owner has yet to stop), over.
+withdraw: cancelled, over (it is another's turn, or was published and so accepted after all).
 watch: watched, over.
 """
 
@@ -133,7 +145,9 @@ def decide(before: TurnState, command: Command, now: datetime) -> Decision:
         case Finish():
             return _finish(before, command, now)
         case Cancel():
-            return _cancel(before, command, now)
+            return _cancel(before, now)
+        case Withdraw():
+            return _withdraw(before, command, now)
         case Watch():
             return _watch(before, command)
         case _:
@@ -144,20 +158,22 @@ def _claim(before: TurnState, claim: Claim, now: datetime) -> Decision:
     match before.status:
         case "queued":
             return Decision("granted", _next_attempt(before, claim, now))
-        case "running":
+        case "running" | "cancelling":
             pass
         case "waiting":
             return Decision("busy", before)
         case _:
             return Decision("over", before)
     if before.worker == claim.worker:
-        # Its job came again, or a second message for the run did: the worker holds that one from now on.
+        # Its job came again, or a second message for the run did: the worker holds that one from now on. Also while
+        # it is being cancelled: perhaps its first claim got no answer, and then nobody else would end the run.
         return Decision("granted", replace(before, job_message_id=claim.job_message_id))
+    if before.status == "cancelling":
+        return Decision("over", before)
     if before.next_check is None or now >= before.next_check:
         return Decision("granted", _next_attempt(before, claim, now))
-    renewed_at = before.next_check - LEASE
     is_same_message = claim.redelivered and claim.job_message_id == before.job_message_id
-    if is_same_message and now - renewed_at >= claim.waited:
+    if is_same_message and (before.renewed_at is None or now - before.renewed_at >= claim.waited):
         # The broker took the job from its owner, who was given time to say that it still is at work, and did not.
         return Decision("granted", _next_attempt(before, claim, now))
     return Decision("busy", before)
@@ -170,7 +186,10 @@ def _next_attempt(before: TurnState, claim: Claim, now: datetime) -> TurnState:
         attempt=before.attempt + 1,
         worker=claim.worker,
         job_message_id=claim.job_message_id,
-        next_check=now + LEASE,
+        renewed_at=now,
+        # A claim holds until the run must have ended. Short of that, only the broker knows that a worker is gone: it
+        # delivers the very message that the worker held to another one.
+        next_check=before.deadline,
         bases=(*before.bases, 0),
         started_at=before.started_at or now,
     )
@@ -205,19 +224,25 @@ def _ended(before: TurnState, status: TerminalStatus, result: Result, now: datet
     return replace(before, status=status, next_check=None, finished_at=now, result=result)
 
 
-def _cancel(before: TurnState, cancel: Cancel, now: datetime) -> Decision:
+def _cancel(before: TurnState, now: datetime) -> Decision:
     match before.status:
         case "waiting" | "queued":
             receipt = Receipt(attempt=before.attempt, offset=0, upstream_closed=True, usage=None)
             nothing = Result(output=None, length=0, finish_reason=None, usage=None, error=None, receipt=receipt)
-            after = _ended(before, "cancelled", nothing, now)
-            return Decision("cancelled", replace(after, withdrawn=cancel.withdraw))
+            return Decision("cancelled", _ended(before, "cancelled", nothing, now))
         case "running" | "cancelling":
             return Decision("cancelling", replace(before, status="cancelling"))
         case "cancelled":
             return Decision("cancelled", before)
         case _:
             return Decision("over", before)
+
+
+def _withdraw(before: TurnState, withdraw: Withdraw, now: datetime) -> Decision:
+    if before.created_at != withdraw.created_at or before.status not in ("waiting", "queued", "cancelled"):
+        return Decision("over", before)
+    cancelled = _cancel(before, now)
+    return replace(cancelled, after=replace(cancelled.after, withdrawn=not before.is_over))
 
 
 def _watch(before: TurnState, watch: Watch) -> Decision:

@@ -51,6 +51,7 @@ class Surroundings:
     api: Broker
     worker: Broker
     vhost: Vhost
+    stop: asyncio.Event
     frames: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     jobs: asyncio.Queue[Delivery[GenerateReply]] = field(default_factory=asyncio.Queue)
 
@@ -83,7 +84,7 @@ async def surrounded(vhost: Vhost, database: str, **settings: Any) -> AsyncItera
                 open_broker(vhost.amqp_url("parley-api"), "api") as api,
                 open_broker(vhost.amqp_url("parley-worker"), "inference_worker") as worker,
             ):
-                around = Surroundings(api, worker, vhost)
+                around = Surroundings(api, worker, vhost, stop)
 
                 def on_frame(body: bytes) -> None:
                     around.frames.put_nowait(orjson.loads(body))

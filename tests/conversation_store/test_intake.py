@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import aio_pika
@@ -181,3 +182,102 @@ async def test_service_hears_of_a_run_that_ends_with_its_conversation(
         "cancelled",
         None,
     )
+
+
+async def fill(vhost: Vhost, outside: InternalService) -> None:
+    """Whatever is said to that service is refused until its queue is emptied."""
+    await outside.outcomes.delete(if_unused=False, if_empty=False)
+    arguments: dict[str, Any] = {"x-queue-type": "quorum", "x-max-length": 1, "x-overflow": "reject-publish"}
+    outside.outcomes = await outside.channel.declare_queue(outside.outcomes.name, durable=True, arguments=arguments)
+    await outside.outcomes.bind("chat.outcomes", f"{outside.login}.#")
+    filling = aio_pika.Message(b"{}", delivery_mode=2)
+    async with await aio_pika.connect(vhost.amqp_url()) as connection:
+        exchange = (await connection.channel()).default_exchange
+        with pytest.raises(aio_pika.exceptions.DeliveryError):
+            while True:  # a quorum queue takes one or two more than it may hold
+                await exchange.publish(filling, outside.outcomes.name)
+
+
+async def collected(outside: InternalService, wanted: int) -> list[dict[str, Any]]:
+    """So many outcomes, in order, from a queue that was full."""
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(DEADLINE_S):
+        while len(found) < wanted:
+            if (message := await outside.outcomes.get(fail=False)) is None:
+                await asyncio.sleep(0.02)
+                continue
+            await message.ack()
+            if message.type:
+                found.append(orjson.loads(message.body))
+    return found
+
+
+async def test_full_queue_of_one_service_keeps_no_results_of_others_waiting_and_it_is_told_in_the_end(
+    vhost: Vhost, migrated: str, documents: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.conversation_store.main.RESULTS_PREFETCH", 2)
+    monkeypatch.setattr("services.conversation_store.endings.TELL_AGAIN_S", 0.1)
+    monkeypatch.setattr("services.conversation_store.endings.TOLD_WITHIN", timedelta(seconds=1))
+    async with surrounded(vhost, migrated) as around, internal_service(vhost) as outside:
+        await list_login(documents, outside.login)
+        commands = [submit_turn() for _ in range(4)]
+        for command in commands:
+            await outside.submit(command.to_json())
+            await outside.outcome()
+            await around.worker.call(claim_run(command.run_id))
+        await fill(vhost, outside)
+        others = submit_turn(subscriber=around.api.process)
+        await around.api.call(others)
+        await around.worker.call(claim_run(others.run_id))
+        for command in (*commands, others):
+            await around.worker.publish(finish_run(command.run_id))
+        assert (await around.frame())["events"][0]["run_id"] == others.run_id
+        told = await collected(outside, len(commands))
+        assert {outcome["run"]["id"] for outcome in told} == {command.run_id for command in commands}
+        assert {(outcome["type"], outcome["run"]["output"]) for outcome in told} == {("RunFinished", "Hi there")}
+        async with asyncio.timeout(DEADLINE_S):
+            while await documents.turns.count_documents({"outcome_pending": True}):
+                await asyncio.sleep(0.02)
+        assert not await documents.turns.count_documents({"next_check": {"$exists": True}})
+
+
+async def test_service_is_told_of_an_end_by_the_next_store_if_the_one_that_should_have_died(
+    vhost: Vhost, migrated: str, documents: Any
+) -> None:
+    async with surrounded(vhost, migrated) as around, internal_service(vhost) as outside:
+        await list_login(documents, outside.login)
+        command = submit_turn()
+        await outside.submit(command.to_json())
+        await outside.outcome()
+        await around.worker.call(claim_run(command.run_id))
+        await around.worker.publish(finish_run(command.run_id))
+        await outside.outcome()
+        async with asyncio.timeout(DEADLINE_S):
+            while await documents.turns.count_documents({"outcome_pending": True}):
+                await asyncio.sleep(0.02)
+    owed = {"outcome_pending": True, "finished_at": in_seconds(-100)}
+    await documents.turns.update_one({"_id": command.run_id}, {"$set": owed})
+    async with surrounded(vhost, migrated), await aio_pika.connect(vhost.amqp_url(outside.login)) as connection:
+        channel = await connection.channel()
+        outside.outcomes = await channel.get_queue(outside.outcomes.name)
+        assert (await outside.outcome())["run"]["id"] == command.run_id
+
+
+async def test_full_queue_of_one_service_keeps_no_turns_of_others_waiting(
+    vhost: Vhost, migrated: str, documents: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.conversation_store.main.INTAKE_PREFETCH", 2)
+    monkeypatch.setattr("services.conversation_store.intake.HELD_FOR_FULL_QUEUES", 1)
+    async with surrounded(vhost, migrated), internal_service(vhost) as stuck, internal_service(vhost) as other:
+        await documents.tenants.update_one({"_id": TENANT}, {"$set": {"logins": [stuck.login, other.login]}})
+        await fill(vhost, stuck)
+        commands = [submit_turn() for _ in range(4)]
+        for command in commands:
+            await stuck.submit(command.to_json())
+        others = submit_turn()
+        await other.submit(others.to_json())
+        assert (await other.outcome())["run"]["id"] == others.run_id
+        # One is held until there is room; the others are accepted as well, and kept among the dead letters.
+        told = await collected(stuck, 1)
+        assert told[0]["run"]["id"] in {command.run_id for command in commands}
+        assert await documents.turns.count_documents({"login": stuck.login, "status": "queued"}) == len(commands)

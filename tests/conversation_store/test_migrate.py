@@ -24,6 +24,7 @@ TURN_INDEXES = {
     "status_next_check",
     "tenant_text",
     "expiry",
+    "untold",
 }
 
 

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aio_pika
 import pymongo
 import pytest
+from prometheus_client import REGISTRY
 
 from infra.local.mongod import Mongod, find_mongod
 from services.conversation_store.repository import connected, migrate
@@ -69,6 +71,30 @@ async def status(around: Surroundings, command: SubmitTurn) -> str:
     return (await around.api.call(GetRun(tenant=TENANT, run_id=command.run_id), timeout=DEADLINE_S)).status
 
 
+async def until_cancelled(around: Surroundings, command: SubmitTurn) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                if await status(around, command) == "cancelled":
+                    return
+            except ServiceError:
+                pass  # not there yet
+            await asyncio.sleep(0.05)
+
+
+async def until_queues(vhost: Vhost, **wanted: tuple[int, int]) -> None:
+    """Until the store's queues have so many messages ready, and so many consumers."""
+    async with await aio_pika.connect(vhost.amqp_url("parley-store")) as connection, asyncio.timeout(DEADLINE_S):
+        channel = await connection.channel()
+        for name, figures in wanted.items():
+            while True:
+                queue = await channel.declare_queue(f"conversation-store.{name}", passive=True)
+                result = queue.declaration_result
+                if (result.message_count, result.consumer_count) == figures:
+                    break
+                await asyncio.sleep(0.02)
+
+
 @pytest.mark.timeout(120)
 async def test_turn_that_is_committed_after_its_submitter_has_left_is_withdrawn(
     around: Surroundings, mongod: OwnMongod
@@ -77,18 +103,30 @@ async def test_turn_that_is_committed_after_its_submitter_has_left_is_withdrawn(
     mongod.freeze()
     assert await refused(around, command) == "unavailable"
     mongod.thaw()
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            try:
-                if await status(around, command) == "cancelled":
-                    break
-            except ServiceError:
-                pass  # not there yet
-            await asyncio.sleep(0.05)
+    await until_cancelled(around, command)
     # It keeps neither its key nor a place in the job queue.
     again = await around.api.call(submit_turn(idempotency_key="k"))
     assert not again.replayed
     assert (await around.job()).run_id == again.run.id
+
+
+@pytest.mark.timeout(120)
+async def test_turn_whose_first_insert_came_through_unnoticed_is_withdrawn_too(
+    vhost: Vhost, mongod: OwnMongod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The driver gives its first try up, and the next one meets what that has left behind.
+    monkeypatch.setattr("services.conversation_store.repository.database.OPERATION_TIMEOUT_MS", 1_000)
+    retried = REGISTRY.get_sample_value("parley_store_batches_retried_total", {"kind": "insert"}) or 0
+    async with surrounded(vhost, mongod.url("parley")) as around:
+        command = submit_turn(reply_by=in_seconds(4), idempotency_key="k")
+        mongod.freeze()
+        try:
+            assert await refused(around, command) == "unavailable"
+        finally:
+            mongod.thaw()
+        assert (REGISTRY.get_sample_value("parley_store_batches_retried_total", {"kind": "insert"}) or 0) > retried
+        await until_cancelled(around, command)
+        assert not (await around.api.call(submit_turn(idempotency_key="k"))).replayed
 
 
 @pytest.mark.timeout(120)
@@ -123,3 +161,22 @@ async def test_result_is_held_over_an_outage_and_a_crash_of_the_database_and_the
     async with pymongo.AsyncMongoClient[dict[str, Any]](mongod.url("parley")) as client:
         turns = client.get_default_database().turns
         assert await turns.distinct("revision") == [3], "a result was committed twice"
+
+
+@pytest.mark.timeout(120)
+async def test_results_that_are_being_committed_when_the_store_stops_are_committed_and_announced(
+    around: Surroundings, mongod: OwnMongod
+) -> None:
+    commands = [submit_turn(subscriber=around.api.process) for _ in range(10)]
+    await asyncio.gather(*map(around.api.call, commands))
+    await asyncio.gather(*(around.worker.call(claim_run(command.run_id)) for command in commands))
+    mongod.freeze()
+    await asyncio.gather(*(around.worker.publish(finish_run(command.run_id)) for command in commands))
+    await until_queues(around.vhost, results=(0, 1))
+    around.stop.set()
+    await until_queues(around.vhost, requests=(0, 0))
+    mongod.thaw()
+    ended: list[str] = []
+    while len(ended) < len(commands):
+        ended += [event["run_id"] for event in (await around.frame())["events"]]
+    assert set(ended) == {command.run_id for command in commands}

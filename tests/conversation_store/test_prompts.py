@@ -4,8 +4,9 @@ from services.conversation_store.prompts import Budget, History, PastTurn
 from shared.contracts.resources import InputMessage
 
 
-def turn(seq: int, question: str = "q", output: str | None = "a") -> PastTurn:
-    return PastTurn(f"run-{seq}", seq, False, (InputMessage(role="user", content=f"{question}{seq}"),), output)
+def turn(seq: int, output: str = "a") -> PastTurn:
+    question = InputMessage(role="user", content=f"q{seq}")
+    return PastTurn(f"run-{seq}", seq, False, len(question.content) + len(output), (question,), output)
 
 
 def told(history: History) -> list[str]:
@@ -21,7 +22,7 @@ def test_history_is_told_oldest_first() -> None:
 
 def test_turns_without_output_are_left_out() -> None:
     history = History(Budget(10, 100))
-    history.extend([turn(4, output=None), turn(3, output="  \n"), turn(2, output=""), turn(1)])
+    history.extend([turn(3, output="  \n"), turn(2, output=""), turn(1)])
     assert told(history) == ["q1", "a"]
 
 

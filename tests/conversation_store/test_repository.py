@@ -9,14 +9,17 @@ import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
 from services.conversation_store.documents import Document, Turn, new_turn, present
+from services.conversation_store.prompts import Budget, History
 from services.conversation_store.repository import Applied, DuplicateTurn, Repository, open_repository
-from services.conversation_store.turns import Cancel, Claim, Finish, Watch
+from services.conversation_store.turns import Cancel, Claim, Finish, Watch, Withdraw
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn
 from shared.ids import new_id
 from tests.conversation_store.making import TENANT, USAGE, create_conversation, submit_turn
 
 Database = AsyncDatabase[dict[str, Any]]
+
+CONVERSATION = new_id()
 
 
 def claim(worker: str = "w1", message: str = "m1", *, redelivered: bool = False, waited: float = 0) -> Claim:
@@ -99,9 +102,10 @@ async def test_turn_goes_from_claim_to_finish(repository: Repository, documents:
     claimed = await applied(repository.turns.apply(command.run_id, claim()))
     assert claimed.verdict == "granted"
     assert claimed.turn.state().owner == "w1"
-    lease = claimed.turn.state().next_check
-    assert lease is not None
-    assert timedelta(seconds=3) < lease - datetime.now(UTC) <= timedelta(seconds=5.5)
+    state = claimed.turn.state()
+    assert state.renewed_at is not None
+    assert abs(state.renewed_at - datetime.now(UTC)) < timedelta(seconds=3)
+    assert state.next_check == claimed.turn.deadline
     watched = await applied(repository.turns.apply(command.run_id, Watch("api-2"), tenant=TENANT))
     assert watched.turn.state().subscribers == ("api-1", "api-2")
     finished = await applied(repository.turns.apply(command.run_id, finish()))
@@ -208,7 +212,7 @@ async def test_withdrawn_turn_gives_its_key_free(repository: Repository) -> None
     await repository.turns.insert(document(first))
     with pytest.raises(DuplicateTurn):
         await repository.turns.insert(document(second))
-    await repository.turns.apply(first.run_id, Cancel(withdraw=True))
+    await repository.turns.apply(first.run_id, Withdraw((await stored(repository, first.run_id)).run().created_at))
     await repository.turns.insert(document(second))
 
 
@@ -238,3 +242,18 @@ async def test_deleted_conversation_keeps_its_usage_and_nothing_it_said(
     assert not await repository.has_conversation(TENANT, conversation.conversation_id)
     assert await repository.create_conversation(conversation) is None
     assert await repository.delete_conversation(TENANT, conversation.conversation_id) == (False, None)
+
+
+async def test_texts_that_fit_into_no_prompt_are_not_read(repository: Repository) -> None:
+    wanted = Budget(10, 1_000)
+    for seq, (text, output) in enumerate([("old", "a"), ("q" * 900, "x" * 90_000), ("q" * 2_000, ""), ("é🙂", "b")], 1):
+        command = submit_turn(text, conversation_id=CONVERSATION)
+        await repository.turns.insert(document(command, seq))
+        await repository.turns.apply(command.run_id, claim())
+        await repository.turns.apply(command.run_id, finish(output))
+    past = await repository.past_turns(CONVERSATION, None, 10, wanted.characters)
+    assert [turn.characters for turn in past] == [3, 2_000, 90_900, 4]
+    assert [(len(turn.messages), len(turn.output)) for turn in past] == [(1, 1), (0, 0), (0, 1_001), (1, 1)]
+    history = History(wanted)
+    history.extend(past)
+    assert ([message.content for message in history.messages()], history.is_full) == (["é🙂", "b"], True)

@@ -9,6 +9,7 @@ import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
 from services.conversation_store.handlers import Requests
+from services.conversation_store.paging import PAGE_MAX_BYTES
 from shared.contracts.base import Contract, Request
 from shared.contracts.problems import Problem, ServiceError
 from shared.contracts.resources import Conversation, ConversationMessage
@@ -267,3 +268,23 @@ async def test_claim_is_granted_once_and_again_to_the_same_worker(around: Surrou
 async def test_ping_and_a_hundred_requests_at_once_are_answered(around: Surroundings) -> None:
     answers: list[Contract] = await asyncio.gather(*(around.api.call(Ping()) for _ in range(100)))
     assert len(answers) == 100
+
+
+async def test_page_of_texts_that_swell_as_json_fits_into_one_message(around: Surroundings) -> None:
+    conversation_id = (await around.api.call(create_conversation())).id
+    output = "\x01" * 500_000
+    for _ in range(3):
+        command = submit_turn(conversation_id=conversation_id, subscriber=around.api.process)
+        await around.api.call(command)
+        await around.worker.call(claim_run(command.run_id))
+        await around.worker.publish(finish_run(command.run_id, output))
+        await around.frame()
+    listed: list[str] = []
+    cursor = None
+    while cursor is not None or not listed:
+        wanted = ListMessages(tenant=TENANT, conversation_id=conversation_id, order="asc", limit=50, cursor=cursor)
+        page = await around.api.call(wanted)
+        assert len(page.to_json()) <= PAGE_MAX_BYTES + 1_000
+        listed += [message.content for message in page.data]
+        cursor = page.next_cursor
+    assert listed == ["Hello", output] * 3

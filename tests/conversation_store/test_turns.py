@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.conversation_store.documents import state_changes
-from services.conversation_store.turns import LEASE, Cancel, Claim, Command, Finish, TurnState, Watch, decide
+from services.conversation_store.turns import Cancel, Claim, Command, Finish, TurnState, Watch, Withdraw, decide
 from shared.contracts.problems import RunError
 from shared.contracts.resources import TerminalStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-QUEUED = TurnState(status="queued", subscribers=("api-1",))
+DEADLINE = NOW + timedelta(seconds=20)
+QUEUED = TurnState(status="queued", created_at=NOW, deadline=DEADLINE, subscribers=("api-1",))
 
 
 def claim(worker: str = "w1", message: str = "m1", *, redelivered: bool = False, waited: float = 0) -> Claim:
@@ -32,7 +33,7 @@ def after(*commands: Command, at: datetime = NOW, start: TurnState = QUEUED) -> 
     return start
 
 
-def test_first_claim_starts_the_first_attempt_with_a_lease() -> None:
+def test_first_claim_starts_the_first_attempt_and_holds_until_the_deadline() -> None:
     decision = decide(QUEUED, claim(), NOW)
     assert decision.verdict == "granted"
     assert decision.after == replace(
@@ -41,7 +42,8 @@ def test_first_claim_starts_the_first_attempt_with_a_lease() -> None:
         attempt=1,
         worker="w1",
         job_message_id="m1",
-        next_check=NOW + LEASE,
+        renewed_at=NOW,
+        next_check=DEADLINE,
         bases=(0,),
         started_at=NOW,
     )
@@ -55,16 +57,15 @@ def test_owner_that_claims_again_keeps_its_attempt_and_takes_the_new_message() -
 
 def test_second_worker_is_told_busy_while_the_lease_holds() -> None:
     running = after(claim())
-    assert decide(running, claim("w2", "m2"), NOW + timedelta(seconds=4)).verdict == "busy"
-    # A second publish is not a redelivery, however long its worker waited.
-    assert (
-        decide(running, claim("w2", "m2", redelivered=True, waited=1.2), NOW + timedelta(seconds=4)).verdict == "busy"
-    )
+    for late in (NOW + timedelta(seconds=4), DEADLINE - timedelta(seconds=1)):
+        assert decide(running, claim("w2", "m2"), late).verdict == "busy"
+        # A second publish is not a redelivery, however long its worker waited.
+        assert decide(running, claim("w2", "m2", redelivered=True, waited=1.2), late).verdict == "busy"
 
 
 def test_worker_takes_over_when_the_lease_has_lapsed() -> None:
     running = after(claim())
-    taken = decide(running, claim("w2", "m2"), NOW + LEASE)
+    taken = decide(running, claim("w2", "m2"), DEADLINE)
     assert taken.verdict == "granted"
     assert (taken.after.attempt, taken.after.worker, taken.after.bases) == (2, "w2", (0, 0))
     assert taken.after.started_at == NOW
@@ -76,12 +77,20 @@ def test_redelivery_of_the_claiming_message_takes_over_only_if_the_owner_did_not
     assert decide(running, redelivered, NOW + timedelta(seconds=1)).verdict == "busy"
     taken = decide(running, redelivered, NOW + timedelta(seconds=1.2))
     assert (taken.verdict, taken.after.attempt) == ("granted", 2)
+    assert taken.after.renewed_at == NOW + timedelta(seconds=1.2)
+
+
+def test_owner_that_claims_again_while_it_is_being_cancelled_keeps_the_run_and_ends_it_cancelled() -> None:
+    cancelling = after(claim(), Cancel())
+    again = decide(cancelling, claim(message="m2"), NOW)
+    assert (again.verdict, again.after) == ("granted", replace(cancelling, job_message_id="m2"))
+    assert after(finish(), start=again.after).status == "cancelled"
 
 
 def test_claim_of_a_run_that_is_over_or_being_cancelled_is_told_so() -> None:
     for state in (after(claim(), finish()), after(Cancel()), after(claim(), Cancel())):
-        assert decide(state, claim("w2"), NOW + LEASE).verdict == "over"
-        assert decide(state, claim("w2"), NOW + LEASE).after == state
+        assert decide(state, claim("w2"), DEADLINE).verdict == "over"
+        assert decide(state, claim("w2"), DEADLINE).after == state
 
 
 def test_finish_of_the_present_attempt_ends_the_run_with_all_it_brings() -> None:
@@ -94,12 +103,12 @@ def test_finish_of_the_present_attempt_ends_the_run_with_all_it_brings() -> None
 
 def test_same_finish_again_changes_nothing_and_still_says_finished() -> None:
     ended = replace(after(claim(), finish()), result=None)
-    again = decide(ended, finish(), NOW + LEASE)
+    again = decide(ended, finish(), DEADLINE)
     assert (again.verdict, again.after) == ("finished", ended)
 
 
 def test_finish_of_another_attempt_or_worker_is_superseded() -> None:
-    second = after(claim("w2", "m2"), at=NOW + LEASE, start=after(claim()))
+    second = after(claim("w2", "m2"), at=DEADLINE, start=after(claim()))
     for stale in (finish(1, "w1"), finish(1, "w2"), finish(2, "w1")):
         assert decide(second, stale, NOW).verdict == "superseded"
         assert decide(second, stale, NOW).after == second
@@ -122,6 +131,18 @@ def test_cancel_of_a_queued_run_ends_it_at_once() -> None:
     assert (decision.verdict, decision.after.status) == ("cancelled", "cancelled")
     assert decision.after.result is not None
     assert decision.after.result.receipt is not None
+
+
+def test_withdrawn_turn_is_cancelled_unless_it_was_accepted_after_all_or_is_anothers() -> None:
+    withdraw = Withdraw(NOW)
+    withdrawn = decide(QUEUED, withdraw, NOW)
+    assert (withdrawn.verdict, withdrawn.after.status, withdrawn.after.withdrawn) == ("cancelled", "cancelled", True)
+    again = decide(replace(withdrawn.after, withdrawn=False, result=None), withdraw, DEADLINE)
+    assert (again.verdict, again.after.withdrawn, again.after.result) == ("cancelled", False, None)
+    others = replace(QUEUED, created_at=NOW + timedelta(milliseconds=1))
+    for state in (others, after(claim()), after(claim(), finish())):
+        decision = decide(state, withdraw, NOW)
+        assert (decision.verdict, decision.after) == ("over", state)
 
 
 def test_finish_of_an_erased_turn_brings_no_text_back() -> None:
@@ -160,7 +181,8 @@ COMMANDS = st.one_of(
         st.sampled_from(["completed", "failed", "incomplete", "cancelled"]),
         st.sampled_from(["", "text"]),
     ),
-    st.builds(Cancel, st.booleans()),
+    st.just(Cancel()),
+    st.builds(Withdraw, st.sampled_from([NOW, DEADLINE])),
     st.builds(Watch, st.sampled_from(["api-1", "api-2"])),
 )
 

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -15,7 +16,7 @@ from prometheus_client import Counter, Histogram
 from pymongo import UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, PyMongoError
 
-from services.conversation_store.documents import SHORT_FIELDS, Document, Turn, state_changes
+from services.conversation_store.documents import SHORT_FIELDS, Document, Turn, present, state_changes
 from services.conversation_store.group_commit import GroupCommit, TooMuchPending
 from services.conversation_store.repository.database import (
     RETRY_AFTER_S,
@@ -23,9 +24,9 @@ from services.conversation_store.repository.database import (
     OutcomeUnknown,
     is_transient,
     local,
-    with_backoff,
 )
 from services.conversation_store.turns import Command, TurnState, Verdict, decide
+from shared.backoff import pauses
 from shared.contracts.problems import refused
 
 log = structlog.get_logger(__name__)
@@ -34,7 +35,9 @@ T = TypeVar("T")
 ItemT = TypeVar("ItemT")
 
 TURN_MAX_BYTES = 4 * 1024 * 1024
-MARKS_PAUSE_S = 0.2
+REMEMBERED_AT_MOST = 10_000
+MARKS_PAUSE_S = 1.0
+"""Nobody looks for a mark sooner than some seconds after it was made; so long they gather."""
 DUPLICATE_KEY = 11000
 
 _COMMITTED = Histogram(
@@ -98,6 +101,10 @@ class TurnCommits:
     def __init__(self, database: Database) -> None:
         self._turns = local(database["turns"])
         self._conversations = database["conversations"]
+        # Live turns as this store wrote them last, and how far the database's clock is ahead of the one here. Whatever
+        # is decided from these is written only if they still hold, and costs no read.
+        self._remembered: dict[str, Document] = {}
+        self._clock_ahead: timedelta | None = None
         self._leaving = False
         self._exit = AsyncExitStack()
         self._inserts = GroupCommit[RawBSONDocument, None](self._insert, at_once=2)
@@ -126,7 +133,9 @@ class TurnCommits:
         encoded = bson.encode(document)
         if len(encoded) > TURN_MAX_BYTES:
             raise refused("too_large", f"the messages take {len(encoded)} bytes, of {TURN_MAX_BYTES} at most")
-        return _start(self._inserts, RawBSONDocument(encoded))
+        inserting = _start(self._inserts, RawBSONDocument(encoded))
+        inserting.add_done_callback(partial(self._inserted, document))
+        return inserting
 
     async def apply(self, run_id: str, command: Command, *, tenant: str | None = None) -> Applied | None:
         """Decides a command and commits what follows from it. None if there is no such turn, or none of `tenant`'s.
@@ -148,7 +157,7 @@ class TurnCommits:
         _forget(self._touched, (conversation_id, at))
 
     async def _persistently(self, kind: str, items: int, write: Callable[[], Awaitable[T]]) -> T:
-        attempt = 0
+        waits = pauses(0.05, 2.0)
         while True:
             try:
                 result = await write()
@@ -159,8 +168,7 @@ class TurnCommits:
                 log.warning("database write has no outcome", kind=kind, items=items, cause=type(error).__name__)
                 if self._leaving:
                     raise refused("unavailable", "the store is stopping", retry_after_s=RETRY_AFTER_S) from error
-                await with_backoff(attempt)
-                attempt += 1
+                await asyncio.sleep(next(waits))
             else:
                 _COMMITTED.labels(kind).observe(items)
                 return result
@@ -184,21 +192,54 @@ class TurnCommits:
     async def _apply_until_settled(self, batch: Sequence[_Transition]) -> list[Applied | None]:
         # When another store changed one of the turns in between, all are decided anew: a command whose effect is
         # there already gets the same verdict and writes nothing.
+        run_ids = {item.run_id for item in batch}
+        changes = self._recall(run_ids)
         while True:
-            changes = await self._read({item.run_id for item in batch})
+            is_fresh = changes is None
+            changes = changes or await self._read(run_ids)
             verdicts = [_decide(item, changes) for item in batch]
             writes = [write for change in changes.values() if (write := change.write()) is not None]
-            if not writes or await self._write(writes):
+            # What is only remembered counts if a write proves it, turn by turn.
+            if (is_fresh or len(writes) == len(changes)) and (not writes or await self._write(writes)):
+                self._remember(changes)
                 return [
                     Applied(verdict, Turn(changes[item.run_id].document)) if verdict else None
                     for item, verdict in zip(batch, verdicts, strict=True)
                 ]
+            changes = None
+
+    def _recall(self, run_ids: set[str]) -> dict[str, _Change] | None:
+        """The turns as they are remembered; None unless all are."""
+        if self._clock_ahead is None or not self._remembered.keys() >= run_ids:
+            return None
+        now = present() + self._clock_ahead
+        changes = {}
+        for run_id in run_ids:
+            document = self._remembered[run_id] | {"now": now}
+            state = Turn(document).state()
+            changes[run_id] = _Change(document, state, state)
+        return changes
+
+    def _remember(self, changes: dict[str, _Change]) -> None:
+        for run_id, change in changes.items():
+            self._remembered.pop(run_id, None)
+            if not change.after.is_over:
+                self._remembered[run_id] = change.document
+        while len(self._remembered) > REMEMBERED_AT_MOST:
+            del self._remembered[next(iter(self._remembered))]
+
+    def _inserted(self, document: Document, inserting: asyncio.Future[None]) -> None:
+        if not inserting.cancelled() and inserting.exception() is None:
+            short = {name: value for name, value in document.items() if name in SHORT_FIELDS or name == "_id"}
+            state = Turn(short).state()
+            self._remember({document["_id"]: _Change(short, state, state)})
 
     async def _read(self, run_ids: set[str]) -> dict[str, _Change]:
         fields: dict[str, Any] = {**dict.fromkeys(SHORT_FIELDS, 1), "now": "$$NOW"}
         cursor = self._turns.find({"_id": {"$in": list(run_ids)}}, fields)
         changes = {}
         for document in await cursor.to_list(None):
+            self._clock_ahead = document["now"] - present()
             state = Turn(document).state()
             changes[document["_id"]] = _Change(document, state, state)
         return changes
@@ -220,7 +261,7 @@ class TurnCommits:
 
     async def _mark_told(self, run_ids: Sequence[str]) -> list[None]:
         told = {"_id": {"$in": list(run_ids)}}
-        no_longer: Document = {"$unset": {"outcome_pending": ""}}
+        no_longer: Document = {"$unset": {"outcome_pending": "", "next_check": ""}}
         await self._persistently("told", len(run_ids), lambda: self._turns.update_many(told, no_longer))
         return [None] * len(run_ids)
 

@@ -1,6 +1,5 @@
 """The connection to MongoDB, what its errors mean, and the indexes that the store relies on."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -145,6 +144,7 @@ INDEXES: dict[str, list[IndexModel]] = {
             default_language="none",
         ),
         IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0),
+        IndexModel([("finished_at", ASCENDING)], name="untold", partialFilterExpression={"outcome_pending": True}),
     ],
     "conversations": [
         IndexModel([("tenant", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="tenant_newest"),
@@ -191,8 +191,3 @@ async def ensure_migrated(database: Database) -> None:
             )
     if await database["tenants"].find_one({"_id": DEFAULT_TENANT}, {"_id": 1}) is None:
         raise DatabaseUnusable("there is no tenant yet; run: python -m services.conversation_store migrate")
-
-
-async def with_backoff(attempt: int) -> None:
-    """Waits before trying a failed operation again, at most two seconds."""
-    await asyncio.sleep(min(2.0, 0.05 * 2**attempt))

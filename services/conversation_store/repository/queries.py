@@ -1,8 +1,8 @@
 """Reads everything, and writes all but turns."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, cast
 
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
@@ -190,22 +190,48 @@ class Repository:
                 Turn(document) for document in await self._turns.find({"$or": alternatives}, {"input": 0}).to_list(None)
             ]
 
-    async def past_turns(self, conversation_id: str, before_seq: int | None, limit: int) -> list[PastTurn]:
-        """The last turns of a conversation, newest first."""
+    async def take_untold(self, patience: timedelta, but_of: Collection[str]) -> Turn | None:
+        """The turn that ended first of those whose login is still untold of it, `patience` after it should have been.
+
+        For as long again, no other store is given it. Logins in `but_of` are passed over.
+        """
+        now = present()
+        untold: Document = {
+            "outcome_pending": True,
+            "finished_at": {"$lt": now - patience},
+            "next_check": {"$not": {"$gt": now}},
+            "login": {"$nin": list(but_of)},
+        }
+        with asking():
+            taken = await self._turns.find_one_and_update(
+                untold,
+                {"$set": {"next_check": now + patience}},
+                projection={"input": 0},
+                sort=[("finished_at", ASCENDING)],
+                return_document=ReturnDocument.AFTER,
+            )
+        document = cast(Document | None, taken)  # Motor's types leave out that there may be none
+        return None if document is None else Turn(document)
+
+    async def past_turns(
+        self, conversation_id: str, before_seq: int | None, limit: int, longest: int
+    ) -> list[PastTurn]:
+        """The last turns of a conversation, newest first; see `PastTurn` for those of over `longest` characters."""
         query: Document = {"conversation_id": conversation_id}
         if before_seq is not None:
             query["seq"] = {"$lt": before_seq}
         with asking():
-            newest = self._turns.find(query, {"seq": 1, "status": 1, "input": 1, "output": 1})
+            newest = self._turns.find(query, {"seq": 1, "status": 1, **_texts_up_to(longest)})
             documents = await newest.sort("seq", DESCENDING).limit(limit).to_list(None)
         return [
             PastTurn(
                 run_id=document["_id"],
                 seq=document["seq"],
                 is_active=document["status"] in ACTIVE,
+                characters=document["characters"],
                 # They were validated when they came; a long history need not be once more for every turn.
                 messages=tuple(InputMessage.model_construct(**message) for message in document["input"]),
-                output=document.get("output"),
+                output=document["output"],
             )
             for document in documents
         ]
@@ -231,6 +257,18 @@ class Repository:
                     await cursor.close()
                     break
         return turns, size > PAGE_MAX_BYTES
+
+
+def _texts_up_to(longest: int) -> Document:
+    """What to read of a turn's texts, so that one of megabytes, which no prompt will hold, stays where it is."""
+    output = {"$ifNull": ["$output", ""]}
+    said: Document = {"$sum": {"$map": {"input": "$input.content", "in": {"$strLenCP": "$$this"}}}}
+    characters: Document = {"$add": [{"$strLenCP": output}, said]}
+    return {
+        "characters": characters,
+        "input": {"$cond": [{"$gt": [characters, longest]}, [], "$input"]},
+        "output": {"$substrCP": [output, 0, longest + 1]},
+    }
 
 
 @asynccontextmanager
