@@ -174,6 +174,8 @@ async def test_late_subscriber_gets_the_text_from_its_offset_and_all_that_follow
         await stage.heard(asked.run_id, so_far)
         attach = AttachRun(run_id=asked.run_id, subscriber=other.process, offset=offset)
         await other.control(stage.claims[0].worker, attach)
+        # Its text may be what it should be from the beginning: the worker's answer is what says that it has joined.
+        await stage.until(lambda: asked.run_id in late.started)
         await stage.heard(asked.run_id, so_far, late)
         await stage.upstream.gate("late").open()
         await stage.heard(asked.run_id, script.text, late)
