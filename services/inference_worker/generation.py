@@ -258,12 +258,13 @@ class Generation:
         except ProviderError as error:
             failure = error
         except TimeoutError:
-            failure = self._out_of_time(run, deadline)
+            # Which limit it was is asked of the limit: timers may fire a little before the clock says so.
+            failure = self._out_of_time(run, is_deadline=patience.when() == deadline)
         PIECES.inc(pieces)
         return _ending_of(run, finish_reason, usage, failure)
 
-    def _out_of_time(self, run: Run, deadline: float) -> ProviderError:
-        if self._loop.time() >= deadline:
+    def _out_of_time(self, run: Run, *, is_deadline: bool) -> ProviderError:
+        if is_deadline:
             return DeadlineExceeded("The answer was not finished by the run's deadline.")
         if run.answer.length:
             return ProviderSilent(f"The model server sent nothing more for {self._limits.between_tokens_s:g} s.")
