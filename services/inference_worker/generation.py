@@ -33,6 +33,8 @@ EAGER_WITHIN_S = 1.0
 """A job younger than this is likely ours, so the model server is asked while the store still decides."""
 REDELIVERY_WAIT_S = 1.2
 """Longer than the period at which a living owner shows itself."""
+LOOP_TURNS_TO_SOCKET = 2
+"""Turns of the event loop until what was just sent is on its way: one for the writer, one for its flush."""
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 5.0
 CHARACTERS_PER_TOKEN = 4
@@ -226,6 +228,9 @@ class Generation:
 
     async def _read(self, run: Run) -> Ending:
         """Reads the model server's answer into the run's; the one loop that runs for every token of every answer."""
+        # The claim goes first: to build the request takes milliseconds in which nothing would leave this process.
+        for _ in range(LOOP_TURNS_TO_SOCKET):
+            await asyncio.sleep(0)
         loop, answer, outbound = self._loop, run.answer, self._outbound
         deadline = loop.time() + (run.job.deadline - datetime.now(UTC)).total_seconds()
         finish_reason: FinishReason | None = None
