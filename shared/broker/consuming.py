@@ -63,10 +63,6 @@ class Incoming:
         """The message is to go to the dead letters (or away, from a queue that has none)."""
         return await self._settle(lambda channel, tag: channel.basic_reject(tag, requeue=False, wait=False))
 
-    async def hand_back(self) -> bool:
-        """Another consumer shall have the message. Never to be used to try again: each time counts as a failure."""
-        return await self._settle(lambda channel, tag: channel.basic_nack(tag, requeue=True, wait=False))
-
     async def _settle(self, how: Callable[[UnderlayChannel, int], Awaitable[None]]) -> bool:
         if self._settled:
             raise RuntimeError("a message is settled once")
@@ -98,7 +94,6 @@ class Delivery(Generic[M]):
         # To be settled once; the meaning of each is Incoming's.
         self.ack = incoming.ack
         self.reject = incoming.reject
-        self.hand_back = incoming.hand_back
 
 
 class Consumer:
