@@ -8,7 +8,7 @@ STACK := $(PYTHON) -m infra.local.stack
 REPLICAS = --api="$(API)" --store="$(STORE)" --worker="$(WORKER)"
 UP_STEPS := 7
 
-.PHONY: help up down status logs demo test check compose-up compose-down
+.PHONY: help up down status logs parley demo test check chaos compose-up compose-down
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,12 @@ logs: ## the ends of all logs; on a terminal, what comes next too
 	@[ -x $(PYTHON) ] || { echo "nothing is installed yet: make up"; exit 1; }
 	@$(STACK) logs
 
+parley: ## the operator's command line, on what make up has started (ARGS="dead-letters list")
+	@if [ -z "$$PARLEY_AMQP_URL$$PARLEY_AMQP_URL_FILE" ]; then \
+	  export PARLEY_AMQP_URL_FILE=.parley/secrets/amqp-url-cli; \
+	  [ -f "$$PARLEY_AMQP_URL_FILE" ] || { echo "nothing is up: make up"; exit 1; }; \
+	fi; $(PYTHON) -m services.cli $(ARGS)
+
 test: ## the tests, on real RabbitMQ and MongoDB (ARGS="tests/broker -k name" to choose some)
 	@infra/local/bootstrap.sh test
 	@$(PYTHON) -m pytest $(ARGS)
@@ -43,6 +49,10 @@ check: ## what CI runs: lint, format, types, import contracts, tests
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	$(PYTHON) -m pytest $(ARGS)
+
+chaos: ## the fault suite, with figures (SEED=1 repeats its draws, ARGS="-k workers" chooses)
+	@PARLEY_TEST_BACKEND=local infra/local/bootstrap.sh test
+	@PARLEY_TEST_BACKEND=local SEED="$(SEED)" $(PYTHON) -m pytest tests/faults -m chaos $(ARGS)
 
 compose-up: ## the whole stack in containers: two api replicas, RabbitMQ 4, MongoDB 8
 	@python3 -m infra.images.compose up

@@ -1,6 +1,7 @@
 """How a service's process starts and ends: settings, logs, signals, exit code."""
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,7 @@ import structlog
 import uvloop
 from pydantic import ValidationError
 
+from shared import crashpoints
 from shared.settings import Settings, UnreadableSecret, faults
 from shared.telemetry import configure_logging
 
@@ -50,9 +52,18 @@ def run(service: str, settings_type: type[S], serve: Callable[[S, asyncio.Event]
     The process exits with 0 after a clean stop, 1 if `serve` raised (the cause is logged), 2 for a wrong setting.
     """
     settings = load_settings(settings_type)
+    _arm()
     configure_logging(service, settings.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(_serve_until_stopped(settings, serve)))
+
+
+def _arm() -> None:
+    try:
+        crashpoints.arm(os.environ)
+    except ValueError as error:
+        sys.stderr.write(f"wrong setting: {error}\n")
+        sys.exit(BAD_SETTINGS)
 
 
 async def _serve_until_stopped(settings: S, serve: Callable[[S, asyncio.Event], Awaitable[None]]) -> int:
@@ -75,13 +86,13 @@ async def _serve_until_stopped(settings: S, serve: Callable[[S, asyncio.Event], 
         log.info("service stopped while it was starting")
         return 0
     except Exception as error:
-        log.error("service failed", exc_info=_cause(error))
+        log.error("service failed", exc_info=cause(error))
         return 1
     log.info("service stopped")
     return 0
 
 
-def _cause(error: Exception) -> Exception:
+def cause(error: Exception) -> Exception:
     """The error itself: each nested context with a task group has wrapped it in a group of one."""
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]

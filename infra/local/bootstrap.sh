@@ -29,7 +29,7 @@ plan() {
     groups=(runtime local)
     [ -n "${PARLEY_AMQP_URL:-}" ] || broker=yes
     [ -n "${PARLEY_MONGODB_URL:-}" ] || database=yes
-    [ -n "${OPENAI_API_KEY:-}${OPENAI_BASE_URL:-}" ] || groups+=(demo)
+    [ -n "${OPENAI_API_KEY:-}${OPENAI_API_KEY_FILE:-}${OPENAI_BASE_URL:-}${PARLEY_MODELS_FILE:-}" ] || groups+=(demo)
   else
     groups=(runtime local dev)
     if tests_run_on_local_processes; then broker=yes database=yes; fi

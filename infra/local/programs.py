@@ -22,6 +22,7 @@ _MODULES = {"store": STORE, "worker": "services.inference_worker", "api": "servi
 _PRIORITIES = {MODEL: 10, "store": 20, "worker": 30, "api": 40}
 # Never handed over by value, since a process's environment is easily seen.
 _SECRETS = ("PARLEY_AMQP_URL", "PARLEY_MONGODB_URL", "PARLEY_BOOTSTRAP_KEY", "PARLEY_KEY_PEPPER", "OPENAI_API_KEY")
+_PROVIDERS = ("OPENAI_API_KEY", "OPENAI_API_KEY_FILE", "OPENAI_BASE_URL", "PARLEY_MODELS_FILE")
 _OUR_OWN = ("PARLEY_API_PORT", "PARLEY_HEALTH_PORT", "PARLEY_MANAGEMENT_URL", "PARLEY_DEFAULT_TENANT_LOGINS")
 
 
@@ -77,7 +78,7 @@ def api_address(replica: int) -> tuple[str, int]:
 
 def uses_demo_model() -> bool:
     """Whether no provider is configured."""
-    return not any(os.environ.get(name) for name in ("OPENAI_API_KEY", "OPENAI_API_KEY_FILE", "OPENAI_BASE_URL"))
+    return not any(os.environ.get(name) for name in _PROVIDERS)
 
 
 def logins() -> list[str]:
@@ -116,6 +117,7 @@ def service_environment(kind: str, parts: Parts, ports: Ports, secrets: Secrets)
     elif kind == "worker" and parts.demo_model:
         environment["OPENAI_BASE_URL"] = f"http://127.0.0.1:{ports.of(MODEL)}/v1"
         environment["OPENAI_API_KEY_FILE"] = str(secret_file("MODEL_API_KEY", secrets))
+        environment["PARLEY_MODELS_FILE"] = str(ROOT / "infra" / "local" / "models.toml")
     elif kind == "worker":
         if url := os.environ.get("OPENAI_BASE_URL"):
             environment["OPENAI_BASE_URL"] = url

@@ -43,7 +43,7 @@ from infra.rabbitmq.apply import ManagementError, apply
 
 _VHOST = "parley"
 _DATABASE = "parley"
-_USERS = {"api": "parley-api", "store": "parley-store", "worker": "parley-worker"}
+_USERS = {"api": "parley-api", "store": "parley-store", "worker": "parley-worker", "cli": "parley-cli"}
 _READY_S = 90
 _MIGRATE_S = 120
 _STEPS = 5
@@ -188,7 +188,7 @@ An admin key is in {shown}. Talk to it:
 
     def _prepare_model(self, steps: Steps) -> None:
         if not uses_demo_model():
-            with steps.step("Model: the provider of OPENAI_BASE_URL or OPENAI_API_KEY") as step:
+            with steps.step("Model: the provider that the environment names") as step:
                 default = os.environ.get("PARLEY_DEFAULT_MODEL")
                 step.result = default or "no PARLEY_DEFAULT_MODEL: every message has to name its model"
             return

@@ -13,13 +13,18 @@ from services.api.served import ServedRun
 from services.api.text import Reader
 
 PING_S = 10.0
-BUFFER_MAX_BYTES = 64 * 1024
-"""What may wait in this process for one client; past that the client's place in the text is all that is kept."""
 SOCKET_BUFFER_BYTES = 128 * 1024
+"""What the kernel keeps for a client (it takes twice as much). Here nothing is kept but the rest of one event."""
 PATIENCE_S = 5.0
 """How often a client that does not read is looked at."""
 STALL_S = 30.0
 """A client that takes nothing for so long is cut off; it can resume."""
+LOST_S = 40.0
+"""A client that cannot be reached for so long is gone: longer, so that one that does not read is seen as that."""
+LEAVE_S = 4.0
+"""What a client that does not read gets of the time in which this replica's streams have to end."""
+LARGE_BYTES = 32 * 1024
+"""An event of this size is not copied for the sake of one write less."""
 
 OPEN_STREAMS = Gauge("parley_api_open_streams", "Event streams that are open.")
 FIRST_TEXT = Histogram(
@@ -29,12 +34,16 @@ FIRST_TEXT = Histogram(
 )
 
 
+class CutOff(ConnectionResetError):
+    """It was this side that ended the connection: the client did not leave, and may come back."""
+
+
 class EventStream:
     """The one writer of one response that is prepared.
 
-    Chunks go to the transport directly, so the callback that brings a token also writes it: no task is woken. The
+    Events go to the transport directly, so the callback that brings a token also writes it: no task is woken. The
     handler's own task writes the rest (pings, what a slow client missed), and never awaits between reading the text
-    and writing it.
+    and writing it. As soon as the socket takes no more, the stream is told of nothing until it does.
     """
 
     def __init__(self, request: web.Request, run: ServedRun, reader: Reader, events: Events, arrived: float) -> None:
@@ -47,22 +56,20 @@ class EventStream:
         self._run = run
         self._reader = reader
         self._events = events
+        self._clock = asyncio.get_running_loop().time
         self._wake = asyncio.Event()
-        self._blocked = False
+        # While the socket takes no more: its drain, what waits in this process, and since when nothing was taken.
+        self._draining: asyncio.Task[None] | None = None
+        self._waiting = 0
+        self._stalled_at = 0.0
         self._arrived: float | None = arrived
         self._first_offset = reader.offset
         _bound_socket(transport)
 
     def pump(self) -> None:
         """Writes all that the client can take now. Never blocks."""
-        if self._blocked:
-            return
         transport, run, reader = self._transport, self._run, self._reader
-        while not transport.is_closing():
-            if transport.get_write_buffer_size() > BUFFER_MAX_BYTES:
-                self._blocked = True
-                self._wake.set()
-                return
+        while self._draining is None and not transport.is_closing():
             event = reader.next(run.text, run.ended)
             if event is None:
                 break
@@ -74,74 +81,112 @@ class EventStream:
             self._wake.set()
 
     async def serve(self, until: float) -> None:
-        """Returns when the client has been told all, or has to go on elsewhere. Raises ConnectionError if it left.
+        """Returns when the client has been told all, or has to go on elsewhere.
 
+        Raises ConnectionError if it left, CutOff if it takes nothing.
         until: by the event loop's clock, when a client that has all there is waits here no longer for the run's end.
         """
-        clock = asyncio.get_running_loop().time
-        ping_at = clock() + PING_S
-        self._write(self._events.ping())
-        self._run.readers.add(self.pump)
         OPEN_STREAMS.inc()
+        self._run.join(self.pump)
         try:
-            while True:
-                self.pump()
-                if self._transport.is_closing():
-                    raise ConnectionResetError("the client has gone")
-                if self._blocked:
-                    await self._drained()
-                    self._blocked = False
-                elif self._reader.over:
-                    break
-                elif self._run.trouble is not None or self._run.leaving or clock() >= until:
-                    self._write(self._reader.reconnect())
-                    break
-                else:
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout_at(min(ping_at, until)):
-                            await self._wake.wait()
-                    self._wake.clear()
-                    if clock() >= ping_at:
-                        ping_at += PING_S
-                        self._write(self._events.ping())
-            # The response's end is aiohttp's, which waits without limit for a client that does not read.
-            if self._transport.get_write_buffer_size() > BUFFER_MAX_BYTES:
-                await self._drained()
+            self._check_connection()
+            self._write(self._events.ping())
+            await self._tell_all(until)
+            await self._let_go()
         finally:
             OPEN_STREAMS.dec()
-            self._run.readers.discard(self.pump)
+            self._run.leave(self.pump)
+            if self._draining is not None:
+                self._draining.cancel()
+
+    async def _tell_all(self, until: float) -> None:
+        ping_at = self._clock() + PING_S
+        while True:
+            self.pump()
+            if self._reader.over:
+                return
+            self._check_connection()
+            if self._run.trouble is not None or self._run.leaving or self._clock() >= until:
+                self._write(self._reader.reconnect())
+                return
+            await self._woken(min(until, ping_at if self._draining is None else self._clock() + PATIENCE_S))
+            self._check_connection()
+            if self._clock() >= ping_at and self._draining is None:
+                ping_at = self._clock() + PING_S
+                self._write(self._events.ping())
+
+    async def _let_go(self) -> None:
+        """Waits for the socket to take all: the response's end is aiohttp's, which knows no limit to its waiting."""
+        leave_at = float("inf")
+        while self._draining is not None:
+            self._check_connection()
+            if self._run.leaving:
+                leave_at = min(leave_at, self._clock() + LEAVE_S)
+            if self._clock() >= leave_at:
+                self._cut_off()
+            await self._woken(min(leave_at, self._clock() + PATIENCE_S))
+
+    async def _woken(self, until: float) -> None:
+        """Returns when there may be something to do, at `until` at the latest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._wake.wait()
+        self._wake.clear()
+        if self._draining is not None and self._draining.done():
+            self._draining.result()
+            self._draining = None
+            self._run.resume(self.pump)
+
+    def _check_connection(self) -> None:
+        if self._transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        if self._draining is None:
+            return
+        waiting = self._transport.get_write_buffer_size()
+        if waiting < self._waiting:
+            self._waiting, self._stalled_at = waiting, self._clock()
+        elif self._clock() - self._stalled_at >= STALL_S:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        self._transport.abort()
+        raise CutOff("the client does not take what is written")
 
     def _write(self, event: bytes) -> None:
         if not event:
             # What a dialect has no word for; as a chunk it would be the end of the response.
             return
-        if self._chunked:
+        if not self._chunked:
+            self._transport.write(event)
+        elif len(event) < LARGE_BYTES:
             self._transport.write(b"%x\r\n%b\r\n" % (len(event), event))
         else:
-            self._transport.write(event)
+            self._transport.writelines((b"%x\r\n" % len(event), event, b"\r\n"))
+        if self._transport.get_write_buffer_size() and self._draining is None:
+            self._pause()
 
-    async def _drained(self) -> None:
-        """Waits until the client has taken most of what waits for it. Cuts it off if it takes nothing for STALL_S."""
-        # One task for the whole wait: a drain that is given up poisons the next one on this connection.
-        drained = asyncio.ensure_future(self._writer.drain())
-        try:
-            waiting, stalled_s = self._transport.get_write_buffer_size(), 0.0
-            while not (await asyncio.wait({drained}, timeout=PATIENCE_S))[0]:
-                still_waiting = self._transport.get_write_buffer_size()
-                stalled_s = stalled_s + PATIENCE_S if still_waiting >= waiting else 0.0
-                waiting = still_waiting
-                if stalled_s >= STALL_S or self._run.leaving:
-                    self._transport.abort()
-                    raise ConnectionResetError("the client does not take what is written")
-            drained.result()
-        finally:
-            drained.cancel()
+    def _pause(self) -> None:
+        """The socket takes no more."""
+        self._run.pause(self.pump)
+        self._waiting, self._stalled_at = self._transport.get_write_buffer_size(), self._clock()
+        # One drain for the whole wait: one that is given up poisons the next one on this connection.
+        self._draining = asyncio.ensure_future(self._writer.drain())
+        self._draining.add_done_callback(self._drained)
+        # The handler waits for something else now.
+        self._wake.set()
+
+    def _drained(self, draining: asyncio.Task[None]) -> None:
+        if not draining.cancelled():
+            # Looked at, lest it be reported when the stream has ended by other means meanwhile.
+            draining.exception()
+        self._wake.set()
 
 
 def _bound_socket(transport: asyncio.WriteTransport) -> None:
     """Bounds what the kernel keeps for a client, and how long it tries to reach one that is gone."""
-    transport.set_write_buffer_limits(high=BUFFER_MAX_BYTES)
+    # Writing is paused, and can be waited for, as soon as the socket has not taken all.
+    transport.set_write_buffer_limits(high=0)
     connection = transport.get_extra_info("socket")
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALL_S * 1000))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(LOST_S * 1000))

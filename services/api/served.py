@@ -3,10 +3,14 @@
 import asyncio
 from collections.abc import Callable
 
+from services.api.dialects import Dialect, Events
 from services.api.text import Text
 from shared.contracts.events import RunEnded
 from shared.contracts.problems import Problem
 from shared.contracts.resources import Run
+
+Pump = Callable[[], None]
+"""Called whenever there may be something new to tell a reader; it must not block, nor await."""
 
 
 class ServedRun:
@@ -17,8 +21,8 @@ class ServedRun:
     """
 
     __slots__ = (
-        "announced", "behind", "ended", "heard_at", "leaving", "must_watch", "news", "over", "owner", "readers",
-        "repair", "run_id", "tenant", "text", "trouble", "users",
+        "_paused", "_pumps", "_words", "announced", "asked", "behind", "ended", "heard_at", "is_fed", "leaving",
+        "must_watch", "news", "over", "owner", "repair", "run_id", "tenant", "text", "trouble", "users",
     )  # fmt: skip
 
     def __init__(self, run_id: str, tenant: str, heard_at: float, leaving: bool) -> None:
@@ -30,9 +34,10 @@ class ServedRun:
         self.leaving = leaving
         self.over = asyncio.Event()
         """Set with `ended` or `trouble`."""
-        self.readers: set[Callable[[], None]] = set()
-        """Called whenever there may be something new to tell; they must not block, nor await."""
         self.users = 0
+        """Requests that wait for the run, as a stream or as one response."""
+        self.is_fed = False
+        """This replica is among the run's subscribers, and had the text brought that went out before it was."""
         self.owner: str | None = None
         """The worker that the text comes from."""
         self.heard_at = heard_at
@@ -42,18 +47,57 @@ class ServedRun:
         """Text is missing, or may be."""
         self.must_watch = False
         """Only the store can say how the missing text is had."""
+        self.asked: tuple[str, int] | None = None
+        """The worker that was last asked for the text, and the newest attempt that was known of then."""
         self.news = asyncio.Event()
+        """Set when a repair that waits should look again."""
         self.repair: asyncio.Task[None] | None = None
+        # Tuples, for one that is told may leave or come back meanwhile.
+        self._pumps: tuple[Pump, ...] = ()
+        self._paused: tuple[Pump, ...] = ()
+        self._words: dict[str, Events] = {}
 
     @property
     def live(self) -> bool:
         """Its end is still to be told."""
         return self.ended is None and self.trouble is None
 
+    def events(self, dialect: Dialect) -> Events:
+        """The words for the run's streams: one set for all readers of a dialect, so that all share the last ones."""
+        words = self._words.get(dialect.prefix)
+        if words is None:
+            words = self._words[dialect.prefix] = dialect.events(self.run_id)
+        return words
+
+    def join(self, pump: Pump) -> None:
+        """From now on `pump` is called."""
+        self._pumps = (*self._pumps, pump)
+
+    def leave(self, pump: Pump) -> None:
+        """It is called no more."""
+        self._pumps = _without(self._pumps, pump)
+        self._paused = _without(self._paused, pump)
+
+    def pause(self, pump: Pump) -> None:
+        """Its client can take nothing: it is called only if the replica stops."""
+        self._pumps = _without(self._pumps, pump)
+        self._paused = (*self._paused, pump)
+
+    def resume(self, pump: Pump) -> None:
+        """Its client can take more."""
+        self.leave(pump)
+        self.join(pump)
+
     def tell(self) -> None:
         """Lets every reader have what is new."""
-        for reader in self.readers:
-            reader()
+        for pump in self._pumps:
+            pump()
+
+    def stop(self) -> None:
+        """The replica stops: every reader is to go on elsewhere."""
+        self.leaving = True
+        for pump in self._pumps + self._paused:
+            pump()
 
     def caught_up(self) -> None:
         """Nothing is missing."""
@@ -69,10 +113,20 @@ class ServedRun:
     def fail(self, problem: Problem) -> None:
         """This replica cannot serve the run any further."""
         if self.live:
-            self.trouble = problem
+            self.trouble = problem.model_copy(update={"run_id": self.run_id})
             self._close()
+
+    def revive(self) -> None:
+        """It is to be served again: what kept it from that is over, or an operator had the run repeated."""
+        self.ended = self.trouble = self.announced = None
+        self.is_fed = False
+        self.over.clear()
 
     def _close(self) -> None:
         self.over.set()
         self.news.set()
         self.tell()
+
+
+def _without(pumps: tuple[Pump, ...], pump: Pump) -> tuple[Pump, ...]:
+    return tuple(one for one in pumps if one != pump)

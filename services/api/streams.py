@@ -1,32 +1,25 @@
 """Keeps the text of every served run whole, by what the broker brings and what the store knows."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import orjson
 import structlog
 
+from services.api.repairs import Repairs
 from services.api.served import ServedRun
-from shared.broker import Broker, BrokerError, ControlMessage, Unroutable
-from shared.contracts.events import RunEnded
-from shared.contracts.jobs import AttachRun, DetachRun
-from shared.contracts.problems import Problem, ServiceError
-from shared.contracts.resources import TERMINAL, Run
-from shared.contracts.store import GetRun, RunWatched, WatchRun
+from shared.broker import Broker
+from shared.contracts.events import RunEnded, TextWanted
+from shared.contracts.problems import Problem
+from shared.contracts.resources import TERMINAL
+from shared.contracts.store import RunWatched
 
 log = structlog.get_logger(__name__)
 
-ATTACHES_MAX = 64
-ATTACH_TIMEOUT_S = 5.0
 SILENCE_S = 10.0
 """A run that nothing was heard of for so long is watched again at the store."""
-END_PATIENCE_S = 0.2
-"""How long after the end the last text may still be on its way before it is fetched from the store."""
-STORE_PATIENCE_S = 30.0
-"""How long the store may be away before readers of a run that is over are sent to another replica."""
-RETRY_S = 1.0
 STRANGERS_MAX = 100
 
 
@@ -34,12 +27,11 @@ class Streams:
     """All served runs. Made by `serving_streams`, fed with frames by the broker."""
 
     def __init__(self, broker: Broker, tasks: asyncio.TaskGroup) -> None:
-        self._broker = broker
-        self._tasks = tasks
         self._runs: dict[str, ServedRun] = {}
-        self._attaches = asyncio.Semaphore(ATTACHES_MAX)
+        self._repairs = Repairs(broker, tasks, self.serves)
         self._clock = asyncio.get_running_loop().time
-        self._leaving = False
+        self.leaving = False
+        """This replica stops."""
 
     @property
     def served(self) -> int:
@@ -51,7 +43,7 @@ class Streams:
         """The run's text is kept while the context lasts. The tenant was checked by the store, or made the run."""
         run = self._runs.get(run_id)
         if run is None:
-            run = self._runs[run_id] = ServedRun(run_id, tenant, self._clock(), self._leaving)
+            run = self._runs[run_id] = ServedRun(run_id, tenant, self._clock(), self.leaving)
         run.users += 1
         try:
             yield run
@@ -60,21 +52,42 @@ class Streams:
             if not run.users:
                 self._drop(run)
 
-    def join(self, run: ServedRun, watched: RunWatched) -> None:
-        """A client wants to follow the run, and the store was asked: has the text brought unless it comes already."""
-        if run.trouble is not None:
-            run.trouble = None
-            run.over.clear()
-        self._learn(run, watched)
-        if run.users == 1 and run.live and run.owner is not None:
-            self._repair(run)
+    def serves(self, run_id: str) -> bool:
+        """Whether somebody here waits for the run."""
+        return run_id in self._runs
+
+    async def join(self, run: ServedRun, tenant: str, timeout: float) -> RunWatched:
+        """For a client of this tenant, asks the store about the run, and has the text brought unless it comes already.
+
+        The run is served meanwhile, lest frames be missed that come before the reply. Raises ServiceError, BrokerError.
+        """
+        end = run.ended
+        watched = await self._repairs.ask(run, tenant, timeout)
+        # Whoever came first may have been refused.
+        run.tenant = tenant
+        stored = watched.run
+        # What was over before the store was asked, and no longer is.
+        is_repeated = end is not None and (stored.status not in TERMINAL or stored.attempt != end.attempt)
+        if run.trouble is not None or (is_repeated and run.ended is end):
+            run.revive()
+        self._repairs.learn(run, watched)
+        if run.live and not run.is_fed:
+            run.is_fed = True
+            if run.owner is not None:
+                self._repairs.bring(run)
+        return watched
 
     def leave(self) -> None:
         """Sends every stream to another replica, those that begin from now on too."""
-        self._leaving = True
+        self.leaving = True
         for run in self._runs.values():
-            run.leaving = True
-            run.tell()
+            run.stop()
+
+    def give_up(self) -> None:
+        """Lets nobody wait here any longer."""
+        problem = Problem(code="unavailable", detail="This replica stops before the answer is whole; the run goes on.")
+        for run in self._runs.values():
+            run.fail(problem)
 
     def on_frame(self, body: bytes) -> None:
         """A frame has come: each event goes to its text, and from there to the readers, before this returns."""
@@ -96,8 +109,7 @@ class Streams:
         """Frames were lost while the queue was made anew: every run is watched again."""
         for run in self._runs.values():
             if run.live:
-                run.must_watch = True
-                self._repair(run)
+                self._repairs.watch_again(run)
 
     async def watch_over(self) -> None:
         """Watches again, for ever, whatever nothing was heard of."""
@@ -107,8 +119,7 @@ class Streams:
             for run in self._runs.values():
                 if run.live and now - run.heard_at > SILENCE_S:
                     run.heard_at = now
-                    run.must_watch = True
-                    self._repair(run)
+                    self._repairs.watch_again(run)
 
     def _take(self, source: str, event: dict[str, Any], now: float) -> None:
         kind = event["type"]
@@ -118,31 +129,48 @@ class Streams:
         run = self._runs.get(event["run_id"])
         if run is None or run.ended is not None:
             return
-        run.heard_at = now
-        attempt = event["attempt"]
-        if kind == "run.ended":
-            first = run.announced is None
-            run.announced = RunEnded.model_validate_json(orjson.dumps(event), extra="ignore")
-            if not self._settle(run) and first:
-                self._start(self._fetch_end(run))
-            return
-        if attempt >= run.text.attempt:
-            run.owner = source
-        length = run.text.length
-        if kind == "message.delta":
-            fits = run.text.append(attempt, event["offset"], event["text"])
-        elif kind == "run.started":
-            fits = run.text.start(attempt, event["offset"], event["model"])
+        if kind in ("message.delta", "run.started"):
+            self._take_text(run, source, event, now)
+        elif kind == "run.ended":
+            run.heard_at = now
+            self._take_end(run, RunEnded.model_validate_json(orjson.dumps(event), extra="ignore"))
+        elif kind == "text.wanted":
+            run.heard_at = now
+            self._repairs.offer(run, TextWanted.model_validate_json(orjson.dumps(event), extra="ignore"))
+
+    def _take_text(self, run: ServedRun, source: str, event: dict[str, Any], now: float) -> None:
+        text, attempt, offset, is_start = run.text, event["attempt"], event["offset"], event["type"] == "run.started"
+        if attempt >= text.known:
+            run.heard_at = now
+            if run.owner != source:
+                run.owner = source
+                run.news.set()
+        length = text.length
+        if not is_start:
+            fits = text.append(attempt, offset, event["text"])
+        elif run.asked is not None and run.asked[0] == source and attempt > max(run.asked[1], text.attempt):
+            # The worker may have met our own question with a later attempt of its own: then this is the offset that
+            # was asked for, and says nothing of what that attempt has kept.
+            fits = False
         else:
-            return
-        if not fits:
-            run.must_watch |= attempt != run.text.attempt
-            self._repair(run)
-        elif attempt == run.text.attempt and (kind == "run.started" or run.text.length > length):
+            fits = text.start(attempt, offset, event["model"])
+        if not fits and attempt > text.known:
+            self._repairs.watch_again(run)
+        elif not fits:
+            self._repairs.bring(run)
+        elif attempt == text.known and (is_start or text.length > length):
             # Not by what is late or told again: that says nothing of what is missing.
             run.caught_up()
         if run.announced is None or not self._settle(run):
             run.tell()
+
+    def _take_end(self, run: ServedRun, end: RunEnded) -> None:
+        if end.run.attempt < run.text.known:
+            # A late word from before the run was repeated.
+            return
+        is_first, run.announced = run.announced is None, end
+        if not self._settle(run) and is_first:
+            self._repairs.fetch_end(run)
 
     def _hear(self, worker: str, runs: dict[str, list[int]], now: float) -> None:
         strangers = []
@@ -150,132 +178,30 @@ class Streams:
             run = self._runs.get(run_id)
             if run is None:
                 strangers.append(run_id)
-            elif run.live and attempt >= run.text.attempt:
+            elif run.live and attempt >= run.text.known:
                 run.heard_at = now
                 if (attempt, offset) > (run.text.attempt, run.text.length):
                     run.owner = worker
-                    run.must_watch |= attempt != run.text.attempt
-                    self._repair(run)
+                    run.must_watch |= attempt > run.text.known
+                    self._repairs.bring(run)
         if strangers:
-            self._start(self._detach(worker, strangers[:STRANGERS_MAX]))
+            self._repairs.detach(worker, strangers[:STRANGERS_MAX])
 
     def _settle(self, run: ServedRun) -> bool:
         """Ends the run if its end is announced and the text is all there."""
-        end = run.announced
-        if end is None or end.length > run.text.length or (end.length and end.attempt != run.text.attempt):
+        end, text = run.announced, run.text
+        if end is None or (end.length and (end.attempt != text.attempt or end.length > text.length)):
             return False
-        if not end.length:
-            run.text.complete(end.attempt, "", end.run.model)
-        run.text.cut(end.length)
+        text.complete(end.run.attempt, text.read(0, end.length), end.run.model)
         run.finish(end.run)
         return True
-
-    def _learn(self, run: ServedRun, watched: RunWatched) -> None:
-        stored = watched.run
-        run.heard_at = self._clock()
-        if run.ended is not None:
-            return
-        if stored.attempt:
-            run.text.adopt(stored.attempt, watched.bases, stored.model)
-        if stored.status in TERMINAL:
-            self._finish(run, stored)
-        elif stored.attempt >= run.text.attempt:
-            run.owner = watched.owner
-            run.tell()
-
-    def _finish(self, run: ServedRun, stored: Run) -> None:
-        if run.ended is None:
-            run.text.complete(stored.attempt, stored.output or "", stored.model)
-            run.finish(stored)
-
-    def _repair(self, run: ServedRun) -> None:
-        """Text is missing: has it brought."""
-        run.behind = True
-        if run.repair is None or run.repair.done():
-            run.repair = self._start(self._bring(run))
-
-    async def _bring(self, run: ServedRun) -> None:
-        """Attaches to the run's owner until its text comes."""
-        while run.behind and run.live:
-            # Held for one try: the runs of a worker that hangs must not keep all others from theirs.
-            async with self._attaches:
-                tried = await self._attach(run)
-            if not tried:
-                run.must_watch = True
-                await asyncio.sleep(RETRY_S)
-
-    async def _attach(self, run: ServedRun) -> bool:
-        """One try; asks the store first who the owner is unless it is known. False: the next one wants a pause."""
-        try:
-            if run.must_watch or run.owner is None:
-                await self._watch(run)
-            if run.owner is None or not (run.live and run.behind):
-                # The text has come meanwhile; or whoever claims the run, or the store at its end, will bring it.
-                run.behind = False
-                return True
-            run.news.clear()
-            attach = AttachRun(run_id=run.run_id, subscriber=self._broker.process, offset=run.text.length)
-            await self._broker.control(run.owner, attach)
-            async with asyncio.timeout(ATTACH_TIMEOUT_S):
-                await run.news.wait()
-        except Unroutable:
-            # Its owner is gone; and if that is what the store still knows, the next claim brings the text.
-            run.behind &= not run.must_watch
-            run.must_watch = True
-        except ServiceError as error:
-            if error.problem.code == "not_found":
-                run.fail(error.problem)
-            return False
-        except (BrokerError, TimeoutError) as error:
-            log.info("text could not be brought yet", run_id=run.run_id, cause=type(error).__name__)
-            return False
-        return True
-
-    async def _watch(self, run: ServedRun) -> None:
-        request = WatchRun(tenant=run.tenant, run_id=run.run_id, subscriber=self._broker.process)
-        self._learn(run, await self._broker.call(request))
-
-    async def _fetch_end(self, run: ServedRun) -> None:
-        """The run is over and text is missing: the store has it."""
-        give_up = self._clock() + STORE_PATIENCE_S
-        await asyncio.sleep(END_PATIENCE_S)
-        while run.live and run.users:
-            try:
-                stored = await self._broker.call(GetRun(tenant=run.tenant, run_id=run.run_id))
-                if stored.status in TERMINAL:
-                    self._finish(run, stored)
-                    return
-            except ServiceError as error:
-                if error.problem.code == "not_found":
-                    run.fail(error.problem)
-            except BrokerError as error:
-                log.info("the end could not be fetched yet", run_id=run.run_id, cause=type(error).__name__)
-            if self._clock() > give_up:
-                run.fail(Problem(code="unavailable", detail="The answer is saved and cannot be read at the moment."))
-            await asyncio.sleep(RETRY_S)
 
     def _drop(self, run: ServedRun) -> None:
         del self._runs[run.run_id]
         if run.repair is not None:
             run.repair.cancel()
         if run.live and run.owner is not None:
-            self._start(self._detach(run.owner, [run.run_id]))
-
-    async def _detach(self, worker: str, run_ids: list[str]) -> None:
-        """Best effort: what the worker goes on sending is dropped here."""
-        for run_id in run_ids:
-            if run_id in self._runs:
-                # It is served again, and what this would take away is wanted.
-                continue
-            message: ControlMessage = DetachRun(run_id=run_id, subscriber=self._broker.process)
-            try:
-                await self._broker.control(worker, message)
-            except BrokerError as error:
-                log.info("worker could not be told to stop sending", run_id=run_id, cause=type(error).__name__)
-                return
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._tasks.create_task(work)
+            self._repairs.detach(run.owner, [run.run_id])
 
 
 @asynccontextmanager

@@ -14,28 +14,44 @@ class Text:
     """One append-only text per attempt; the present attempt's is kept, positions are code points.
 
     attempt: 0 until the run has started. model: empty until then.
+    version: grows whenever text may have been taken back; every reader then asks `resume` for its place.
     """
 
-    __slots__ = ("_bases", "_text", "attempt", "length", "model")
+    __slots__ = ("_bases", "_kept", "_text", "attempt", "length", "model", "version")
 
     def __init__(self) -> None:
         self.attempt = 0
         self.length = 0
         self.model = ""
-        # Per attempt, the offset it started from; 0 for one that was never heard of, which is always safe.
+        self.version = 0
+        # Per attempt, the offset it started from, or less, which is always safe. Those beyond the present attempt are
+        # of attempts that the store knows of, while nothing of their text has come.
         self._bases: list[int] = []
+        # What was never taken back of the present attempt's text; None: nothing was.
+        self._kept: int | None = None
         # The one text in the standard library that grows in place and is read by code point from anywhere.
         self._text = StringIO()
 
+    @property
+    def known(self) -> int:
+        """The newest attempt that was heard of."""
+        return len(self._bases)
+
+    @property
+    def reach(self) -> int:
+        """How much of what is here the newest known attempt has kept: what comes next belongs there."""
+        return min([self.length, *self._bases[self.attempt :]])
+
     def start(self, attempt: int, offset: int, model: str) -> bool:
         """An attempt began at `offset`. False if text is missing before it."""
-        if attempt <= self.attempt:
-            return attempt < self.attempt or offset <= self.length
-        if attempt > self.attempt + 1 and self.length:
-            # How much of what is here the attempt in between has kept is not known.
-            return False
-        self._move(attempt, [0] * (attempt - self.attempt - 1) + [offset], model)
-        return offset <= self.length
+        if attempt > self.attempt:
+            between = self._bases[self.attempt : attempt - 1]
+            unknown = attempt - 1 - self.attempt - len(between)
+            if unknown and self.length:
+                # How much of what is here those attempts have kept is not known.
+                return False
+            self._move(attempt, [*between, *[0] * unknown, offset], model)
+        return attempt < self.attempt or offset <= self.length
 
     def append(self, attempt: int, offset: int, text: str) -> bool:
         """Adds what is new of a delta. False if text is missing before it; a delta of an older attempt is skipped."""
@@ -51,30 +67,40 @@ class Text:
         return True
 
     def adopt(self, attempt: int, bases: Sequence[int], model: str) -> None:
-        """What the store says of the attempts so far: keeps the text that the present one has kept."""
-        if attempt > self.attempt:
-            self._move(attempt, list(bases[self.attempt : attempt]), model)
-        if attempt == self.attempt == len(bases):
-            self._bases = list(bases)
+        """What the store says of the attempts so far.
+
+        Text that is here stays that of its attempt until the newer one's comes: what that one has kept, its worker
+        knows best, and may even ask for.
+        """
+        if attempt < self.known:
+            return
+        known = [*bases[:attempt], *[0] * (attempt - len(bases))]
+        if attempt > self.attempt and not self.length:
+            self._move(attempt, known[self.attempt :], model)
+        self._bases = known
 
     def complete(self, attempt: int, text: str, model: str) -> None:
         """The answer as saved: text that is here and is not its beginning goes."""
-        self._text.seek(0)
-        kept = _common_prefix(self._text.read(self.length), text)
+        kept = _common_prefix(self.read(0), text)
         if attempt > self.attempt:
-            self._move(attempt, [kept] * (attempt - self.attempt), model)
+            between = self._bases[self.attempt : attempt]
+            self._move(attempt, [*between, *[kept] * (attempt - self.attempt - len(between))], model)
         self.cut(kept)
-        self._text.seek(kept)
-        self.length += self._text.write(text[kept:])
+        self._text.seek(self.length)
+        self.length += self._text.write(text[self.length :])
 
     def cut(self, length: int) -> None:
         """Forgets what lies beyond `length`."""
-        self.length = min(self.length, length)
-        self._text.truncate(self.length)
+        if length < self.length:
+            self._kept = length if self._kept is None else min(self._kept, length)
+            self.version += 1
+            self.length = length
+            self._text.truncate(length)
 
     def resume(self, attempt: int, offset: int) -> int:
-        """Where a reader goes on who has `offset` code points of `attempt`."""
-        return min([offset, *self._bases[attempt:]])
+        """Where a reader goes on who has `offset` code points of `attempt`, which is not beyond the present one."""
+        kept = offset if self._kept is None else self._kept
+        return min([offset, kept, *self._bases[attempt : self.attempt]])
 
     def read(self, offset: int, limit: int = -1) -> str:
         """The text from `offset` on, `limit` code points of it at most."""
@@ -82,16 +108,17 @@ class Text:
         return self._text.read(limit)
 
     def _move(self, attempt: int, bases: list[int], model: str) -> None:
-        bases += [0] * (attempt - self.attempt - len(bases))
-        self._bases += bases
+        self._bases[self.attempt : attempt] = bases
         self.attempt, self.model = attempt, model
         self.cut(min(bases))
+        self._kept = None
+        self.version += 1
 
 
 class Reader:
     """One client's way through a text: what it is told next. It holds a position, never text."""
 
-    __slots__ = ("_events", "_told", "attempt", "offset", "over")
+    __slots__ = ("_events", "_version", "attempt", "offset", "over")
 
     def __init__(self, events: Events, attempt: int = 0, offset: int = 0) -> None:
         self.attempt = attempt
@@ -99,19 +126,17 @@ class Reader:
         self.over = False
         """The end has been told."""
         self._events = events
-        # The attempt whose start was told on this stream; -1: nothing was.
-        self._told = -1
+        # The version of the text that the place was found in; -1: nothing was told on this stream.
+        self._version = -1
 
     def next(self, text: Text, ended: Run | None) -> bytes | None:
         """The next event; None if there is none yet. `ended` is the run once its text is whole and saved."""
-        if self._told != text.attempt:
-            self._told = text.attempt
-            if text.attempt:
-                self.offset = text.resume(self.attempt, self.offset)
-                self.attempt = text.attempt
-                return self._events.started(self.attempt, self.offset, text.model)
-            if ended is None:
-                return self._events.queued()
+        if self._version != text.version or (ended is not None and self.offset > text.length):
+            if self.attempt > text.attempt:
+                # Another replica had more than this one has: the newer attempt's text is on its way.
+                return None
+            if (event := self._find_place(text, ended)) is not None:
+                return event
         if self.offset < text.length:
             offset, piece = self.offset, text.read(self.offset, PIECE_CODE_POINTS)
             self.offset += len(piece)
@@ -124,6 +149,20 @@ class Reader:
     def reconnect(self) -> bytes:
         """The event that sends the client elsewhere, with its position."""
         return self._events.reconnect(self.attempt, self.offset)
+
+    def _find_place(self, text: Text, ended: Run | None) -> bytes | None:
+        """Text was taken back, or nothing was told yet: what tells the client how much of its text it keeps."""
+        is_first, self._version = self._version < 0, text.version
+        if not text.attempt:
+            return self._events.queued() if is_first and ended is None else None
+        before = self.attempt, self.offset
+        self.offset = text.resume(*before)
+        if ended is not None:
+            self.offset = min(self.offset, text.length)
+        self.attempt = text.attempt
+        if is_first or before != (self.attempt, self.offset):
+            return self._events.started(self.attempt, self.offset, text.model)
+        return None
 
 
 def _common_prefix(one: str, other: str) -> int:

@@ -17,11 +17,12 @@ class Background:
         self._group = group
         self.tasks: set[asyncio.Task[Any]] = set()
 
-    def start(self, work: Coroutine[Any, Any, object]) -> None:
-        """Runs `work` in a task."""
+    def start(self, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        """Runs `work` in a task, for which whoever started it may wait."""
         task = self._group.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from services.conversation_store.turns import TurnState
+from services.conversation_store.turns import PUBLISH_CHECK, TurnState
 from shared.contracts.problems import RunError
 from shared.contracts.resources import Conversation, ConversationMessage, Receipt, Run, Usage
 from shared.contracts.store import CreateConversation, SubmitTurn
@@ -22,14 +22,25 @@ SHORT_FIELDS = (
     "active",
     "status",
     "revision",
+    "written_as",
     "attempt",
     "worker",
     "job_message_id",
     "renewed_at",
     "next_check",
+    "queued_at",
     "bases",
     "subscribers",
     "erased",
+    "held",
+    "held_attempt",
+    "held_tokens",
+    "longest",
+    "fruitless",
+    "republished",
+    "attempts_before",
+    "followed",
+    "dead_lettered",
     "model",
     "metadata",
     "request_hash",
@@ -47,10 +58,7 @@ SHORT_FIELDS = (
     "started_at",
     "finished_at",
 )
-"""The fields of a turn but for `input` and `output`: those may be megabytes, and no change of state needs them."""
-
-PUBLISH_CHECK = timedelta(seconds=5)
-"""How long a queued turn may be unpublished before somebody looks after it."""
+"""The fields of a turn but for its texts: those may be megabytes, and no change of state needs them."""
 
 STATELESS_KEPT = timedelta(days=30)
 """How long a turn without a conversation is kept: for its replay by key, and for the accounts of the month."""
@@ -62,6 +70,18 @@ _STATE_FIELDS = frozenset(field.name for field in fields(TurnState)) - {
     "withdrawn",
     "result",
 }
+
+_RESULT_FIELDS = ("output", "length", "finish_reason", "usage", "error", "receipt")
+
+_CHECKPOINTED_TEXT: Document = {
+    "$reduce": {
+        # There it is, if the run is ended in the same write as that in which it was to be repeated.
+        "input": {"$ifNull": ["$checkpoint", [{"$ifNull": ["$output", ""]}]]},
+        "initialValue": "",
+        "in": {"$concat": ["$$value", "$$this"]},
+    }
+}
+_OUTPUT_AS_CHECKPOINT: Document = {"$cond": [{"$eq": [{"$type": "$output"}, "string"]}, ["$output"], "$$REMOVE"]}
 
 
 def present() -> datetime:
@@ -135,10 +155,26 @@ class Turn:
         return int(self.document["seq"])
 
     @property
+    def conversation_id(self) -> str | None:
+        """The conversation that it belongs to."""
+        return self.document.get("conversation_id")
+
+    @property
+    def text(self) -> str | None:
+        """The answer, while the run lives as far as it is checkpointed; None if there is none, or it was left out."""
+        checkpoint = self.document.get("checkpoint")
+        return "".join(checkpoint) if checkpoint else self.document.get("output")
+
+    @property
     def text_bytes(self) -> int:
         """The size of its texts in UTF-8."""
-        texts = [self.document.get("output") or "", *(message["content"] for message in self.document["input"])]
+        texts = [self.text or "", *(message["content"] for message in self.document["input"])]
         return sum(len(text.encode()) for text in texts)
+
+    @property
+    def held_tokens(self) -> int:
+        """About as many tokens has the checkpointed text."""
+        return int(self.document.get("held_tokens", 0))
 
     @property
     def has_output_at_hand(self) -> bool:
@@ -165,7 +201,7 @@ class Turn:
             status=document["status"],
             attempt=document["attempt"],
             model=document["model"],
-            output=document.get("output"),
+            output=self.text,
             finish_reason=document.get("finish_reason"),
             usage=Usage(**usage) if usage else None,
             error=RunError(**error) if error else None,
@@ -192,7 +228,7 @@ class Turn:
                 created_at=time,
             )
             for n, ((role, content), time) in enumerate(
-                zip([*said, ("assistant", document.get("output") or "")], times, strict=True)
+                zip([*said, ("assistant", self.text or "")], times, strict=True)
             )
         ]
 
@@ -204,16 +240,23 @@ def _receipt(document: Document) -> Receipt:
 
 def request_hash(command: SubmitTurn) -> str:
     """Tells a repeated request from another one with the same key: all that decides about the answer."""
-    body = command.model_dump(mode="json", exclude={"run_id", "tenant", "idempotency_key", "subscriber", "reply_by"})
+    but = {"run_id", "tenant", "idempotency_key", "subscriber", "reply_by"}
+    # Without what has its default: a field that is added some day makes no other request of what is repeated across it.
+    body = command.model_dump(mode="json", exclude=but, exclude_defaults=True)
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-def new_turn(command: SubmitTurn, *, model: str, seq: int, login: str | None, now: datetime) -> Document:
-    """The document of a turn that is accepted at `now`: queued, its job not published yet."""
+def new_turn(
+    command: SubmitTurn, *, model: str, seq: int, login: str | None, now: datetime, waits: bool = False
+) -> Document:
+    """The document of a turn that is accepted at `now`, its job not published yet.
+
+    It is queued, or if it `waits` behind another turn of its conversation, waiting.
+    """
     document: Document = {
         "_id": command.run_id,
         "tenant": command.tenant,
-        "status": "queued",
+        "status": "waiting" if waits else "queued",
         "revision": 1,
         "attempt": 0,
         "bases": [],
@@ -226,12 +269,15 @@ def new_turn(command: SubmitTurn, *, model: str, seq: int, login: str | None, no
         "request_hash": request_hash(command),
         "created_at": now,
         "deadline": now + timedelta(seconds=command.deadline_s),
+        "deadline_s": command.deadline_s,
         "next_check": now + PUBLISH_CHECK,
         "published": False,
     }
     if (conversation_id := conversation_of(command)) is not None:
         # Left out and not null where there is none: the unique indexes hold what exists.
-        document |= {"conversation_id": conversation_id, "seq": seq, "active": True}
+        document |= {"conversation_id": conversation_id, "seq": seq}
+        if not waits:
+            document["active"] = True
     else:
         document["expires_at"] = now + STATELESS_KEPT
     if command.idempotency_key is not None:
@@ -252,7 +298,7 @@ def _text_of(metadata: Mapping[str, Any]) -> str:
 
 
 def state_changes(before: TurnState, after: TurnState) -> tuple[Document, list[str]]:
-    """The fields to set, and those to remove, that turn `before` into `after`."""
+    """The fields to set, and those to remove, that turn `before` into `after`; of the texts see `transition`."""
     changed = [name for name in _STATE_FIELDS if getattr(before, name) != getattr(after, name)]
     to_set = {name: getattr(after, name) for name in changed if getattr(after, name) is not None}
     to_remove = [name for name in changed if getattr(after, name) is None]
@@ -261,22 +307,54 @@ def state_changes(before: TurnState, after: TurnState) -> tuple[Document, list[s
             to_set[name] = list(getattr(after, name))
     if before.is_active and not after.is_active:
         to_remove.append("active")
+    if after.is_active and not before.is_active:
+        to_set["active"] = True
     if after.withdrawn:
         # The client was told that nothing came of it: its key shall serve it again.
         to_remove.append("idempotency_key")
-    if before.attempt == 0 and after.attempt == 1:
-        # Whoever claimed it had the job, whether or not the confirm has come.
-        to_set["published"] = True
+    if before.is_over and not after.is_over:
+        to_remove += _RESULT_FIELDS
     if (result := after.result) is not None:
+        to_remove.append("checkpoint")
         to_set |= {
-            "output": result.output,
             "length": result.length,
             "finish_reason": result.finish_reason,
             "usage": result.usage.model_dump() if result.usage else None,
             "error": result.error.model_dump() if result.error else None,
             "receipt": result.receipt.model_dump() if result.receipt else None,
         }
+        if not result.keeps_checkpoint:
+            to_set["output"] = result.output
     return to_set, to_remove
+
+
+def transition(
+    document: Mapping[str, Any], before: TurnState, after: TurnState, written_as: str
+) -> tuple[Document, Document | list[Document]]:
+    """What `document`, which is in the state `before`, will be like in the state `after`; and the update that does it.
+
+    A text that only changes its place is moved by the database, and is not in the document.
+    written_as: by this the write can be told from any other one.
+    """
+    to_set, to_remove = state_changes(before, after)
+    to_set |= {"revision": document["revision"] + 1, "written_as": written_as}
+    is_repeated = before.is_over and (not after.is_over or after.result is not None)
+    if is_repeated and document.get("login") is not None:
+        to_set["outcome_pending"] = True
+    changed = {name: value for name, value in {**document, **to_set}.items() if name not in to_remove}
+    moved: Document = {}
+    if after.result is not None and after.result.keeps_checkpoint:
+        moved["output"] = _CHECKPOINTED_TEXT
+    elif is_repeated and after.held:
+        moved["checkpoint"] = _OUTPUT_AS_CHECKPOINT
+    if moved:
+        # In an aggregation a string with a dollar at its beginning would be a path.
+        literal = {name: {"$literal": value} for name, value in to_set.items()}
+        return changed, [{"$set": literal | moved}, {"$unset": to_remove}]
+    update: Document = {"$set": to_set}
+    if to_remove:
+        update["$unset"] = dict.fromkeys(to_remove, "")
+    return changed, update
 
 
 def new_conversation(command: CreateConversation, now: datetime) -> Document:

@@ -14,13 +14,15 @@ from prometheus_client import Counter
 from services.conversation_store.background import Background
 from services.conversation_store.documents import Turn
 from services.conversation_store.group_commit import GroupCommit
+from services.conversation_store.jobs import Jobs
 from services.conversation_store.repository import Applied, Repository
-from services.conversation_store.turns import Finish
+from services.conversation_store.turns import Cancel, Finish
 from shared.backoff import pauses
 from shared.broker import Broker, BrokerError, BrokerUnavailable, Delivery
 from shared.contracts.events import FRAME_MAX_BYTES, RunEnded
-from shared.contracts.jobs import FinishRun, RunFinished
-from shared.contracts.problems import ServiceError
+from shared.contracts.jobs import CancelRun, FinishRun, RunFinished
+from shared.contracts.problems import ServiceError, refused
+from shared.crashpoints import crashpoint
 
 log = structlog.get_logger(__name__)
 
@@ -52,12 +54,18 @@ class Endings:
     """What follows from the end of a run. `announcements` must outlive `background`, whose tasks announce."""
 
     def __init__(
-        self, repository: Repository, broker: Broker, background: Background, announcements: Announcements
+        self,
+        repository: Repository,
+        broker: Broker,
+        background: Background,
+        announcements: Announcements,
+        jobs: Jobs,
     ) -> None:
         self._repository = repository
         self._broker = broker
         self._background = background
         self._announcements = announcements
+        self._jobs = jobs
 
     def take(self, delivery: Delivery[FinishRun]) -> None:
         """A worker has handed in a result."""
@@ -76,9 +84,8 @@ class Endings:
         elif applied.verdict == "superseded":
             log.info("result of a superseded attempt", run_id=message.run_id, attempt=message.attempt)
         else:
-            await self.announce(applied.turn)
-            # Not waited for: a service that does not empty its queue must not keep the results of all others waiting.
-            self.tell_later(applied.turn)
+            crashpoint("after_finish_commit")
+            await self.ended(applied.turn)
         await delivery.ack()
 
     async def _committed(self, message: FinishRun) -> Applied | None:
@@ -91,7 +98,59 @@ class Endings:
                 log.warning("result waits", run_id=message.run_id, cause=error.problem.detail)
                 await asyncio.sleep(next(waits))
 
-    async def announce(self, turn: Turn) -> None:
+    async def ended(self, turn: Turn) -> None:
+        """To be called for every run that has ended, however it did, once that is committed. May be repeated."""
+        self.make_way(turn)
+        await self._announce(turn)
+        # Not waited for: a service that does not empty its queue must not keep the results of all others waiting.
+        if turn.login is not None and turn.owes_outcome:
+            self._background.start(self._tell(turn, turn.login))
+
+    def make_way(self, turn: Turn) -> None:
+        """The turn keeps its conversation busy no longer: if another one waits behind it, that one is next."""
+        if turn.state().followed and turn.conversation_id is not None:
+            self._background.start(self._promote(turn.conversation_id))
+
+    async def cancel(self, run_id: str, *, tenant: str | None = None, patience: float | None = None) -> Applied | None:
+        """Stops a run, in whatever state it is; None if there is none, or none of `tenant`'s. May be repeated.
+
+        Raises ServiceError(unavailable) if it is not decided after `patience` seconds; it will be.
+        """
+        deciding = asyncio.ensure_future(self._repository.turns.apply(run_id, Cancel(), tenant=tenant))
+        await asyncio.wait((deciding,), timeout=patience)
+        if deciding.done():
+            return await self._follow_cancel(run_id, deciding)
+        self._background.start(self._follow_late_cancel(run_id, deciding))
+        raise refused("unavailable", "the database does not answer", retry_after_s=2)
+
+    async def _follow_cancel(self, run_id: str, deciding: asyncio.Future[Applied | None]) -> Applied | None:
+        applied = await deciding
+        if applied is not None and applied.verdict == "cancelled":
+            await self.ended(applied.turn)
+        elif applied is not None and applied.verdict == "cancelling" and (owner := applied.turn.state().owner):
+            self._background.start(self._tell_owner(owner, run_id))
+        return applied
+
+    async def _follow_late_cancel(self, run_id: str, deciding: asyncio.Future[Applied | None]) -> None:
+        try:
+            await self._follow_cancel(run_id, deciding)
+        except Exception:
+            log.exception("late cancel not done", run_id=run_id)
+
+    async def _tell_owner(self, owner: str, run_id: str) -> None:
+        try:
+            await self._broker.control(owner, CancelRun(run_id=run_id))
+        except BrokerError as error:
+            # It is decided all the same: the owner hears of it with its next checkpoint, or is gone.
+            log.warning("owner not told of the cancel", run_id=run_id, cause=type(error).__name__)
+
+    async def _promote(self, conversation_id: str) -> None:
+        try:
+            await self._jobs.promote(conversation_id)
+        except ServiceError as error:
+            log.warning("hand-over is left to the sweeper", conversation_id=conversation_id, cause=error.problem.detail)
+
+    async def _announce(self, turn: Turn) -> None:
         """Says to the turn's subscribers that its run has ended. Frames may be lost: they know whom to ask."""
         run = turn.run()
         _ENDED.labels(run.status).inc()
@@ -100,11 +159,6 @@ class Endings:
             without_output = run.model_copy(update={"output": None})
             event = RunEnded(run_id=run.id, attempt=run.attempt, length=turn.length, run=without_output)
             await self._announcements.start(_Announcement(subscribers, event.to_json()))
-
-    def tell_later(self, turn: Turn) -> None:
-        """Tells the internal service that submitted the turn, if one did, that its run has ended."""
-        if turn.login is not None and turn.owes_outcome:
-            self._background.start(self._tell(turn, turn.login))
 
     async def _tell(self, turn: Turn, login: str) -> bool:
         """Whether that login was told, or never can be; if not, the turn goes on saying that it is owed."""

@@ -9,14 +9,14 @@ from typing import TypeVar
 
 import structlog
 
+from services.conversation_store.dead_letters import DeadLetters, contract
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
 from services.conversation_store.paging import cursor, cut, position
 from services.conversation_store.repository import Applied, Repository
 from services.conversation_store.submission import Submissions, invalid
-from services.conversation_store.turns import Cancel, Claim, Watch
-from shared.broker import Broker, BrokerError, Handlers
-from shared.contracts.jobs import CancelRun
+from services.conversation_store.turns import AttemptLimits, Claim, Watch
+from shared.broker import Handlers
 from shared.contracts.problems import refused
 from shared.contracts.resources import (
     Conversation,
@@ -27,18 +27,25 @@ from shared.contracts.resources import (
     Run,
 )
 from shared.contracts.store import (
+    CancelTurn,
     CheckKey,
+    Checkpoint,
     ClaimRun,
     ClaimVerdict,
     CreateConversation,
+    DeadLetter,
+    DeadLetterPage,
     DeleteConversation,
     Done,
     GetConversation,
     GetRun,
     ListConversations,
+    ListDeadLetters,
     ListMessages,
     Ping,
+    ReplayDeadLetter,
     RunWatched,
+    Standings,
     SubmitTurn,
     TurnAccepted,
     UpdateConversation,
@@ -78,18 +85,20 @@ class Requests:
     def __init__(
         self,
         repository: Repository,
-        broker: Broker,
         submissions: Submissions,
         endings: Endings,
+        dead_letters: DeadLetters,
         keys: Keys,
         *,
+        limits: AttemptLimits,
         default_tenant: str,
     ) -> None:
         self._repository = repository
-        self._broker = broker
         self._submissions = submissions
         self._endings = endings
+        self._dead_letters = dead_letters
         self._keys = keys
+        self._limits = limits
         self._default_tenant = default_tenant
 
     def handlers(self) -> Handlers:
@@ -106,7 +115,11 @@ class Requests:
             SubmitTurn: self.submit_turn,
             GetRun: self.get_run,
             WatchRun: self.watch_run,
+            CancelTurn: self.cancel_turn,
             ClaimRun: self.claim_run,
+            Checkpoint: self.checkpoint,
+            ListDeadLetters: self.list_dead_letters,
+            ReplayDeadLetter: self.replay_dead_letter,
         }
 
     async def ping(self, _: Ping) -> Done:
@@ -138,7 +151,7 @@ class Requests:
 
     async def list_conversations(self, request: ListConversations) -> ConversationPage:
         """Conversations, newest first."""
-        before = None if request.cursor is None else _time_and_id(request.cursor)
+        before = None if request.cursor is None else _time_and_id("conversations", request.cursor)
         rows = await self._repository.conversations(request, before, request.limit + 1)
         page, more = cut(rows, request.limit, lambda row: len(row.to_json()))
         return ConversationPage(data=tuple(page), next_cursor=_after(page[-1]) if more else None)
@@ -151,10 +164,12 @@ class Requests:
         return _found(updated, "conversation")
 
     async def delete_conversation(self, request: DeleteConversation) -> Done:
-        """Deletes a conversation with its texts and cancels the run at work in it."""
-        had_it, active = await self._repository.delete_conversation(request.tenant, request.conversation_id)
-        if active is not None:
-            await self._cancel(active)
+        """Deletes a conversation with its texts and cancels the runs that are at work or wait in it."""
+        had_it = await self._repository.delete_conversation(request.tenant, request.conversation_id)
+        # Also if it was deleted before: whoever did that may have died halfway. Those that wait first, lest one of
+        # them be promoted.
+        for run_id in await self._repository.waiting.live(request.conversation_id, tenant=request.tenant):
+            await self._endings.cancel(run_id, patience=WRITE_PATIENCE_S)
         if not had_it:
             raise refused("not_found", "there is no such conversation")
         return Done()
@@ -198,7 +213,14 @@ class Requests:
             # Its text was not read with its state.
             turn = _found(await self._repository.turn(request.run_id, request.tenant), "run")
         state = turn.state()
-        return RunWatched(run=turn.run(), owner=state.owner, bases=state.bases)
+        return RunWatched(run=turn.run(), owner=state.owner, bases=state.bases, deadline=turn.deadline)
+
+    async def cancel_turn(self, request: CancelTurn) -> Run:
+        """Stops a run, in whatever state it is."""
+        cancelling = self._endings.cancel(request.run_id, tenant=request.tenant, patience=WRITE_PATIENCE_S)
+        _found(await cancelling, "run")
+        # Read anew, for its text.
+        return _found(await self._repository.turn(request.run_id, request.tenant), "run").run()
 
     async def claim_run(self, request: ClaimRun) -> ClaimVerdict:
         """Gives the run to the worker, or says why not."""
@@ -207,28 +229,48 @@ class Requests:
             job_message_id=request.job_message_id,
             redelivered=request.redelivered,
             waited=timedelta(milliseconds=request.waited_ms),
+            continues=request.continuation == "prefill",
+            limits=self._limits,
         )
         applied = await _patiently(self._repository.turns.apply(request.run_id, claim))
         if applied is None or applied.verdict == "over":
             return ClaimVerdict(verdict="over")
+        if applied.verdict == "exhausted":
+            await self._dead_letters.give_up(applied.turn)
+            return ClaimVerdict(verdict="over")
         if applied.verdict != "granted":
             return ClaimVerdict(verdict="busy")
-        state = applied.turn.state()
-        return ClaimVerdict(verdict="granted", attempt=state.attempt, subscribers=state.subscribers)
+        return await self._granted(applied.turn)
 
-    async def _cancel(self, run_id: str) -> None:
-        applied = await _patiently(self._repository.turns.apply(run_id, Cancel()))
-        if applied is None:
-            return
-        if applied.verdict == "cancelled":
-            await self._endings.announce(applied.turn)
-            self._endings.tell_later(applied.turn)
-        elif applied.verdict == "cancelling" and (owner := applied.turn.state().owner) is not None:
-            try:
-                await self._broker.control(owner, CancelRun(run_id=run_id))
-            except BrokerError as error:
-                # It is decided all the same: whatever the owner hands in ends as cancelled.
-                log.warning("owner not told of the cancel", run_id=run_id, cause=type(error).__name__)
+    async def _granted(self, turn: Turn) -> ClaimVerdict:
+        state = turn.state()
+        base = state.bases[-1]
+        # Where an attempt between could not go on from it, less of the text counts than is held.
+        text = (await self._repository.turns.checkpointed(turn.id))[:base] if base else ""
+        return ClaimVerdict(
+            verdict="granted",
+            attempt=state.attempt,
+            subscribers=state.subscribers,
+            text=text,
+            text_attempt=state.held_attempt if base else 0,
+            tokens=turn.held_tokens if base else 0,
+        )
+
+    async def checkpoint(self, request: Checkpoint) -> Standings:
+        """Keeps what a worker has of its runs, and says which of them have become another matter."""
+        return await self._repository.turns.checkpoint(request)
+
+    async def list_dead_letters(self, request: ListDeadLetters) -> DeadLetterPage:
+        """What was set aside, newest first."""
+        before = None if request.cursor is None else _time_and_id("dead_letters", request.cursor)
+        rows = await self._repository.dead_letters.page(before, request.limit + 1)
+        page, more = cut([contract(row) for row in rows], request.limit, lambda row: len(row.to_json()))
+        following = cursor("dead_letters", _milliseconds(page[-1].died_at), page[-1].id) if more else None
+        return DeadLetterPage(data=tuple(page), next_cursor=following)
+
+    async def replay_dead_letter(self, request: ReplayDeadLetter) -> DeadLetter:
+        """Tries a dead message again."""
+        return await _patiently(self._dead_letters.replay(request.dead_letter_id))
 
 
 def _found(resource: T | None, name: str) -> T:
@@ -254,11 +296,15 @@ def _rows(turns: list[Turn], order: str, start: tuple[int, int] | None) -> list[
 
 
 def _after(last: Conversation) -> str:
-    return cursor("conversations", round(last.created_at.timestamp() * 1000), last.id)
+    return cursor("conversations", _milliseconds(last.created_at), last.id)
 
 
-def _time_and_id(given: str) -> tuple[datetime, str]:
-    milliseconds, id_ = position("conversations", given)
+def _milliseconds(time: datetime) -> int:
+    return round(time.timestamp() * 1000)
+
+
+def _time_and_id(kind: str, given: str) -> tuple[datetime, str]:
+    milliseconds, id_ = position(kind, given)
     try:
         return datetime.fromtimestamp(int(milliseconds) / 1000, UTC), id_
     except (ValueError, OverflowError, OSError) as error:

@@ -91,14 +91,25 @@ class Intake:
             else:
                 return
 
+    async def again(self, command: SubmitTurn, login: str) -> TurnAccepted | TurnRejected:
+        """Submits a turn that was set aside, once more for that login, and tells it what has become of it.
+
+        If the conversation is busy, nothing is told: the turn can be submitted again later.
+        Raises ServiceError(unavailable, overloaded), BrokerError.
+        """
+        outcome = await self._submit(command, login)
+        if outcome.type == "TurnAccepted" or outcome.code != "conversation_busy":
+            await self._broker.outcome(login, outcome)
+        return outcome
+
     async def _submit(self, command: SubmitTurn, login: str) -> TurnAccepted | TurnRejected:
-        """Raises ServiceError(unavailable), for which the turn is not to blame."""
+        """Raises ServiceError(unavailable, overloaded), for which the turn is not to blame."""
         try:
             if (problem := await self._forbidden(command.tenant, login)) is None:
                 return await self._submissions.submit(command, login=login)
         except ServiceError as error:
             problem = error.problem
-            if problem.code == "unavailable":
+            if problem.code in ("unavailable", "overloaded"):
                 raise
         log.info("turn rejected", run_id=command.run_id, login=login, code=problem.code)
         return TurnRejected(run_id=command.run_id, code=problem.code, detail=_in_words(problem))

@@ -8,9 +8,11 @@ import structlog
 from pydantic import Field, SecretStr, field_validator
 
 from services.conversation_store.background import background
+from services.conversation_store.dead_letters import DeadLetters
 from services.conversation_store.endings import Endings, announcing
 from services.conversation_store.handlers import Keys, Requests
 from services.conversation_store.intake import Intake
+from services.conversation_store.jobs import Jobs
 from services.conversation_store.prompts import Budget
 from services.conversation_store.repository import (
     DEFAULT_TENANT,
@@ -20,6 +22,8 @@ from services.conversation_store.repository import (
     open_repository,
 )
 from services.conversation_store.submission import Submissions
+from services.conversation_store.sweeper import Pace, Sweeper
+from services.conversation_store.turns import AttemptLimits
 from shared.broker import Broker, open_broker
 from shared.contracts.jobs import FinishRun
 from shared.contracts.problems import ServiceError
@@ -35,6 +39,7 @@ GRACE_S = 10.0
 
 INTAKE_PREFETCH = 50
 RESULTS_PREFETCH = 500
+DEAD_LETTERS_PREFETCH = 50
 
 
 class DatabaseSettings(Settings):
@@ -70,6 +75,13 @@ class StoreSettings(DatabaseSettings):
     history_characters: int = Field(
         default=48_000, ge=0, le=500_000, description="characters of history in a prompt at most"
     )
+    jobs_max: int = Field(
+        default=10_000, ge=1, description="jobs that may wait for a worker; past that, new turns are refused"
+    )
+    attempts_max: int = Field(default=10, ge=1, le=100, description="attempts after which a run is given up")
+    attempts_fruitless_max: int = Field(
+        default=5, ge=1, le=100, description="attempts lost without more text after which a run is given up"
+    )
 
     @property
     def default_logins(self) -> frozenset[str]:
@@ -77,7 +89,7 @@ class StoreSettings(DatabaseSettings):
         return frozenset(login.strip() for login in self.default_tenant_logins.split(",") if login.strip())
 
 
-async def serve(settings: StoreSettings, stop: asyncio.Event) -> None:
+async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | None = None) -> None:
     """Runs the store until `stop` is set."""
     async with (
         open_repository(settings.mongodb_url.get_secret_value()) as repository,
@@ -87,9 +99,10 @@ async def serve(settings: StoreSettings, stop: asyncio.Event) -> None:
         announcing(broker) as announcements,
         background(GRACE_S) as tasks,
     ):
-        endings = Endings(repository, broker, tasks, announcements)
         budget = Budget(settings.history_messages, settings.history_characters)
-        submissions = Submissions(repository, broker, tasks, budget=budget, default_model=settings.default_model)
+        jobs = Jobs(repository, broker, tasks, budget=budget, at_most=settings.jobs_max)
+        endings = Endings(repository, broker, tasks, announcements, jobs)
+        submissions = Submissions(repository, tasks, jobs, endings, default_model=settings.default_model)
         intake = Intake(
             repository,
             broker,
@@ -98,13 +111,25 @@ async def serve(settings: StoreSettings, stop: asyncio.Event) -> None:
             default_tenant=DEFAULT_TENANT,
             default_logins=settings.default_logins,
         )
-        keys = Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value())
-        requests = Requests(repository, broker, submissions, endings, keys, default_tenant=DEFAULT_TENANT)
+        dead_letters = DeadLetters(repository, broker, tasks, jobs=jobs, endings=endings, intake=intake)
+        requests = Requests(
+            repository,
+            submissions,
+            endings,
+            dead_letters,
+            Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value()),
+            limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
+            default_tenant=DEFAULT_TENANT,
+        )
+        sweeper = Sweeper(repository, broker, tasks, jobs, endings, pace=pace or Pace())
         async with (
             broker.serving(requests.handlers()),
             broker.working(SubmitTurn, intake.take, prefetch=INTAKE_PREFETCH),
             broker.working(FinishRun, endings.take, prefetch=RESULTS_PREFETCH),
+            broker.dead_letters(dead_letters.take, prefetch=DEAD_LETTERS_PREFETCH),
+            jobs.watching(),
             endings.telling_again(),
+            sweeper.sweeping(),
             _health(settings, broker, repository),
         ):
             log.info("conversation store serves", process=broker.process)

@@ -17,6 +17,7 @@ class PastTurn:
     run_id: str
     seq: int
     is_active: bool
+    is_waiting: bool
     characters: int
     messages: tuple[InputMessage, ...]
     output: str

@@ -1,6 +1,7 @@
 """Accepts turns: one committed insert, then the job; whatever is in the way is named."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,11 +11,12 @@ from prometheus_client import Counter
 
 from services.conversation_store.background import Background
 from services.conversation_store.documents import Document, Turn, conversation_of, new_turn, present, request_hash
-from services.conversation_store.prompts import Budget, History, PastTurn
+from services.conversation_store.endings import Endings
+from services.conversation_store.jobs import Jobs, new_job
+from services.conversation_store.prompts import History
 from services.conversation_store.repository import DuplicateTurn, Repository
 from services.conversation_store.turns import Withdraw
 from shared.backoff import pauses
-from shared.broker import Broker, BrokerError
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.problems import FieldError, Problem, ServiceError, refused
 from shared.contracts.store import CreateConversation, SubmitTurn, TurnAccepted
@@ -24,14 +26,18 @@ log = structlog.get_logger(__name__)
 PATIENCE = timedelta(seconds=10)
 """How long a caller is taken to wait who does not say."""
 
-JOB_MAX_BYTES = 8 * 1024 * 1024
-"""What the broker takes in one message."""
+WAITING_AT_MOST = 16
+"""So many turns may wait in one conversation."""
 
-RACES = 8
-"""So often another turn may take the place of this one before its submitter is told to come again."""
+RACES = 24
+"""So often another turn may take the place of this one before its submitter is told to come again: all that may wait
+in a conversation can come at once."""
+
+RETRY_AFTER_FULL_S = 5
 
 _ACCEPTED = Counter("parley_store_turns_accepted", "turns committed")
 _LATE = Counter("parley_store_turns_withdrawn", "turns that were committed after their submitter had left")
+_OVERLOADED = Counter("parley_store_turns_overloaded", "turns refused because the job queue was full")
 
 
 def invalid(path: str, message: str) -> ServiceError:
@@ -44,11 +50,15 @@ def invalid(path: str, message: str) -> ServiceError:
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """How the conversation stands: the history for the prompt, the next place, and whether a turn is at work."""
+    """How the conversation stands: the history for the prompt, the next place, and what may be in the way.
+
+    is_busy: a turn is active or waits there, or this very turn is there already. waiting: the run of one that waits.
+    """
 
     history: History
-    seq: int
-    is_busy: bool
+    seq: int = 0
+    is_busy: bool = False
+    waiting: str | None = None
 
 
 class Submissions:
@@ -57,16 +67,16 @@ class Submissions:
     def __init__(
         self,
         repository: Repository,
-        broker: Broker,
         background: Background,
+        jobs: Jobs,
+        endings: Endings,
         *,
-        budget: Budget,
         default_model: str | None,
     ) -> None:
         self._repository = repository
-        self._broker = broker
         self._background = background
-        self._budget = budget
+        self._jobs = jobs
+        self._endings = endings
         self._default_model = default_model
 
     async def submit(self, command: SubmitTurn, *, login: str | None = None) -> TurnAccepted:
@@ -74,51 +84,58 @@ class Submissions:
 
         With a `login` the turn came over the intake queue, and nobody waits for the answer.
         Raises ServiceError: not_found, invalid_request, conversation_busy, idempotency_mismatch, too_large,
-        unavailable. After `unavailable` the turn may have been committed, but it is not answered.
+        overloaded, unavailable. After `unavailable` the turn may have been committed, but it is not answered.
         """
         model = command.model or self._default_model
         if model is None:
             raise invalid("/model", "no model is given, and there is no default model")
         leave_at = None if login is not None else _leave_at(command)
-        for _ in range(RACES):
-            standing = await self._standing(command)
-            if not standing.is_busy:
-                now = present()
-                document = new_turn(command, model=model, seq=standing.seq, login=login, now=now)
-                job = _job(command, model, standing.history, document["deadline"])
-                if await self._inserted(document, leave_at):
-                    accepted = self._accepted(Turn(document), job)
-                    # The job leaves before the reply does: the first token waits for it.
-                    await asyncio.sleep(0)
-                    return accepted
-            if (mine := await self._in_the_way(command)) is not None:
-                if mine.id != command.run_id:
-                    return TurnAccepted(run=mine.run(), replayed=True)
-                # Submitted before, by me or by a redelivery, and perhaps nobody got as far as publishing the job.
-                if mine.state().status == "queued" and not mine.is_published:
-                    self._background.start(self._publish(_job_again(mine, command, standing.history)))
-                return TurnAccepted(run=mine.run())
+        if self._jobs.are_too_many:
+            if (mine := _made_before(command, await self._rivals(command))) is not None:
+                return self._known(mine, command)
+            _OVERLOADED.inc()
+            raise _overloaded()
+        for race in range(RACES):
+            standing, waits = await self._standing(command), False
+            if race or standing.is_busy:
+                rivals = await self._rivals(command)
+                if (mine := _made_before(command, rivals)) is not None:
+                    return self._known(mine, command)
+                blocker = next((turn.id for turn in rivals if turn.is_active), standing.waiting)
+                if blocker is not None:
+                    await self._admit_as_waiting(command, blocker)
+                    waits = True
+                elif standing.is_busy:
+                    continue  # whatever was in the way has gone, and may have left an answer for the history
+            now = self._repository.turns.clock.now()
+            document = new_turn(command, model=model, seq=standing.seq, login=login, now=now, waits=waits)
+            # Of a turn that waits, to see whether there can ever be one: its history is read when it is its turn.
+            history = self._jobs.no_past() if waits else standing.history
+            job = _job(command, model, history, document["deadline"])
+            if await self._inserted(document, leave_at):
+                accepted = self._accepted(Turn(document), command, None if waits else job)
+                # The job leaves before the reply does: the first token waits for it.
+                await asyncio.sleep(0)
+                return accepted
         raise _unavailable("the conversation changes too fast")
 
+    async def _rivals(self, command: SubmitTurn) -> list[Turn]:
+        return await self._repository.in_the_way_of(command, conversation_of(command))
+
     async def _standing(self, command: SubmitTurn) -> _Standing:
-        history = History(self._budget)
         conversation_id = conversation_of(command)
         if conversation_id is None:
-            return _Standing(history, 0, False)
-        page, longest = max(2, self._budget.messages // 2 + 1), self._budget.characters
-        is_there, past = await asyncio.gather(
-            self._repository.has_conversation(command.tenant, conversation_id),
-            self._repository.past_turns(conversation_id, None, page, longest),
-        )
-        if not is_there:
+            return _Standing(self._jobs.no_past())
+        past = await self._jobs.past_of_own(command.tenant, conversation_id)
+        if past is None:
             await self._open_conversation(command)
-            past = []
-        newest = past[0] if past else None
-        history.extend(past)
-        while len(past) == page and not history.is_full:
-            past = await self._repository.past_turns(conversation_id, past[-1].seq, page, longest)
-            history.extend(past)
-        return _Standing(history, newest.seq + 1 if newest else 1, _is_busy(newest, command))
+            return _Standing(self._jobs.no_past(), 1)
+        return _Standing(
+            past.history,
+            past.newest[0].seq + 1 if past.newest else 1,
+            any(turn.is_active or turn.is_waiting or turn.run_id == command.run_id for turn in past.newest),
+            next((turn.run_id for turn in past.newest if turn.is_waiting), None),
+        )
 
     async def _open_conversation(self, command: SubmitTurn) -> None:
         wanted = command.conversation
@@ -137,6 +154,18 @@ class Submissions:
         )
         if opened is None:
             raise refused("not_found", "there is no such conversation, and its id is taken")
+
+    async def _admit_as_waiting(self, command: SubmitTurn, blocker: str) -> None:
+        """Raises ServiceError(conversation_busy) unless the turn may wait for its conversation to be free."""
+        if command.on_busy == "reject":
+            raise refused("conversation_busy", "the conversation is busy with another run", run_id=blocker)
+        # Those that wait are counted after the place was read that this turn is to take: one that comes meanwhile
+        # takes the place itself. Who interrupts makes room.
+        if command.on_busy == "enqueue" and (
+            await self._repository.waiting.count(conversation_of(command) or "") >= WAITING_AT_MOST
+        ):
+            detail = f"{WAITING_AT_MOST} turns wait in the conversation already"
+            raise refused("conversation_busy", detail, run_id=blocker)
 
     async def _inserted(self, document: Document, leave_at: datetime | None) -> bool:
         """Whether the turn is committed; False if a unique index is against it."""
@@ -168,75 +197,86 @@ class Submissions:
             if applied is not None and applied.verdict == "cancelled":
                 _LATE.inc()
                 log.warning("late turn withdrawn", run_id=run_id)
+                self._endings.make_way(applied.turn)
 
-    async def _in_the_way(self, command: SubmitTurn) -> Turn | None:
-        """The turn that this very request has made before; None if whatever stood in the way has gone.
+    def _known(self, mine: Turn, command: SubmitTurn) -> TurnAccepted:
+        if mine.id != command.run_id:
+            return TurnAccepted(run=mine.run(), replayed=True)
+        # Submitted before, by me or by a redelivery, and perhaps nobody got as far as what has to follow.
+        match mine.state().status:
+            case "queued" if not mine.is_published:
+                self._background.start(self._publish_again(mine.id))
+            case "waiting":
+                self._background.start(self._take_place(mine, command))
+        return TurnAccepted(run=mine.run())
 
-        Raises ServiceError: invalid_request (the id is taken), idempotency_mismatch, conversation_busy.
-        """
-        conversation_id = conversation_of(command)
-        turns = await self._repository.in_the_way_of(command, conversation_id)
-        if (same_id := next((turn for turn in turns if turn.id == command.run_id), None)) is not None:
-            if same_id.tenant != command.tenant or same_id.request_hash != request_hash(command) or same_id.is_erased:
-                raise invalid("/run_id", "the id is taken by another turn")
-            return same_id
-        key = command.idempotency_key
-        if key is not None and (first := next((turn for turn in turns if turn.idempotency_key == key), None)):
-            if first.request_hash != request_hash(command):
-                raise refused("idempotency_mismatch", "the idempotency key was used for another request")
-            return first
-        if conversation_id is not None and (active := next((turn for turn in turns if turn.is_active), None)):
-            detail = "the conversation is busy with another run"
-            raise refused("conversation_busy", detail, run_id=active.id)
-        return None
-
-    def _accepted(self, turn: Turn, job: GenerateReply) -> TurnAccepted:
+    def _accepted(self, turn: Turn, command: SubmitTurn, job: GenerateReply | None) -> TurnAccepted:
         _ACCEPTED.inc()
-        # The answer does not wait for the confirm: the turn is committed, and the job can be made again.
-        self._background.start(self._publish(job))
+        # The answer waits for none of this: the turn is committed, and whatever is left undone can be made good.
+        if job is None:
+            self._background.start(self._take_place(turn, command))
+        else:
+            self._jobs.publish(job)
         run = turn.run()
         if run.conversation_id is not None:
             self._repository.turns.touch(run.conversation_id, run.created_at)
         return TurnAccepted(run=run)
 
-    async def _publish(self, job: GenerateReply) -> None:
-        waits = pauses(0.1, 5.0)
-        while present() < job.deadline:
+    async def _publish_again(self, run_id: str) -> None:
+        try:
+            await self._jobs.publish_again(run_id)
+        except ServiceError as error:
+            log.warning("job is left to the sweeper", run_id=run_id, cause=error.problem.detail)
+
+    async def _take_place(self, turn: Turn, command: SubmitTurn) -> None:
+        """Of a turn that waits: cancels the turns before it if it was to interrupt, and sees that it is promoted."""
+        conversation_id = conversation_of(command)
+        if conversation_id is None:
+            return
+        waits = pauses(0.1, 2.0)
+        while present() < turn.deadline:
             try:
-                await self._broker.publish(job)
-            except BrokerError as error:
-                log.warning("job not published", run_id=job.run_id, cause=type(error).__name__)
+                if command.on_busy == "interrupt":
+                    # Those that wait first, lest one of them be promoted.
+                    for run_id in await self._repository.waiting.live(conversation_id, before_seq=turn.seq):
+                        await self._endings.cancel(run_id)
+                await self._jobs.promote(conversation_id)
+            except ServiceError as error:
+                log.warning("waiting turn has not taken its place", run_id=turn.id, cause=error.problem.detail)
                 await asyncio.sleep(next(waits))
             else:
-                self._repository.turns.mark_published(job.run_id)
                 return
-        log.error("job never published", run_id=job.run_id)
 
 
-def _is_busy(newest: PastTurn | None, command: SubmitTurn) -> bool:
-    return newest is not None and (newest.is_active or newest.run_id == command.run_id)
+def _made_before(command: SubmitTurn, rivals: Sequence[Turn]) -> Turn | None:
+    """The turn that this very request has made before.
+
+    Raises ServiceError: invalid_request (the id is taken), idempotency_mismatch.
+    """
+    if (same_id := next((turn for turn in rivals if turn.id == command.run_id), None)) is not None:
+        if same_id.tenant != command.tenant or same_id.request_hash != request_hash(command) or same_id.is_erased:
+            raise invalid("/run_id", "the id is taken by another turn")
+        return same_id
+    key = command.idempotency_key
+    if key is not None and (first := next((turn for turn in rivals if turn.idempotency_key == key), None)):
+        if first.request_hash != request_hash(command):
+            raise refused("idempotency_mismatch", "the idempotency key was used for another request")
+        return first
+    return None
 
 
 def _job(command: SubmitTurn, model: str, history: History, deadline: datetime) -> GenerateReply:
-    job = GenerateReply(
+    return new_job(
         run_id=command.run_id,
         tenant=command.tenant,
         model=model,
         temperature=command.temperature,
         max_tokens=command.max_tokens,
-        messages=(*history.messages(), *command.messages),
+        history=history,
+        messages=command.messages,
         deadline=deadline,
+        queued_at=present(),
     )
-    # Checked before the turn is committed, for there would be no way to answer it; JSON takes six bytes at most for
-    # a character, so the usual one need not be encoded for that.
-    characters = sum(len(message.content) for message in job.messages)
-    if characters > JOB_MAX_BYTES // 8 and len(job.to_json()) > JOB_MAX_BYTES:
-        raise refused("too_large", "the messages and the history before them are too long for one job")
-    return job
-
-
-def _job_again(turn: Turn, command: SubmitTurn, history: History) -> GenerateReply:
-    return _job(command, turn.run().model, history, turn.deadline)
 
 
 def _leave_at(command: SubmitTurn) -> datetime:
@@ -246,3 +286,8 @@ def _leave_at(command: SubmitTurn) -> datetime:
 def _unavailable(detail: str) -> ServiceError:
     advice = "it was not accepted; to send it again without answering it twice, use an Idempotency-Key"
     return refused("unavailable", f"{detail}: {advice}", retry_after_s=2)
+
+
+def _overloaded() -> ServiceError:
+    detail = "too many runs wait to be answered: nothing was accepted"
+    return refused("overloaded", detail, retry_after_s=RETRY_AFTER_FULL_S)

@@ -1,8 +1,11 @@
-"""Decides every change of a turn's state, without doing any: what may be claimed, finished, cancelled, watched.
+"""Decides every change of a turn's state, without doing any: what may be claimed, finished, cancelled, watched, swept.
 
 Whoever wants a change reads the turn, lets `decide` judge it, and writes the outcome only if the turn's revision is
 still the one that was read; else it reads and asks again. So all commands may be repeated, delayed and reordered:
-deciding the same command on a state that holds its effect already changes nothing and gives the same verdict.
+deciding the same command on a state that holds its effect already changes nothing and gives the same verdict. Only a
+sweep cannot know that it was the one: what a sweeper leaves undone, the next one finds.
+A checkpoint leaves the revision as it is; so what `judges_the_lease` is decided on what was just read, and written only
+if `renewed_at` is still the same, too.
 """
 
 from dataclasses import dataclass, replace
@@ -12,17 +15,37 @@ from typing import Literal, assert_never
 from shared.contracts.problems import RunError
 from shared.contracts.resources import ACTIVE, TERMINAL, FinishReason, Receipt, RunStatus, TerminalStatus, Usage
 
+LEASE = timedelta(seconds=5)
+"""So long after its last sign of life a worker still has its run; it gives one every second."""
+
+PUBLISH_CHECK = timedelta(seconds=5)
+"""How long a queued turn may be unpublished before somebody looks after it."""
+
+TAKEOVER_CHECK = timedelta(seconds=3)
+"""How long the run of a lost worker may go unclaimed. Short, for the broker deals a part of such jobs to the very
+worker that hangs, until its connection breaks; and so it does in the next round with the rest."""
+
+CLAIM_CHECK = timedelta(seconds=10)
+"""How long a job may go unclaimed that waits in no queue."""
+
+OVERDUE = timedelta(seconds=30)
+"""How long after its deadline a run may still be claimed, to be ended by its worker; then no lease keeps it alive."""
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run leaves behind when it ends. `length` counts the code points of the answer."""
+    """What a run leaves behind when it ends. `length` counts the code points of the answer.
+
+    keeps_checkpoint: the answer is the checkpointed text, and `output` is none.
+    """
 
     output: str | None
     length: int
-    finish_reason: FinishReason | None
-    usage: Usage | None
-    error: RunError | None
-    receipt: Receipt | None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: RunError | None = None
+    receipt: Receipt | None = None
+    keeps_checkpoint: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +55,16 @@ class TurnState:
     created_at, deadline: when the turn was accepted, and when its run must have ended.
     worker, job_message_id: who claimed the present attempt, and by which message of the job queue.
     renewed_at: when that worker last showed that it is at work; its claim was the first time.
-    next_check: when somebody must look after the turn; while it runs, the end of the lease.
+    next_check: when a sweeper must look after the turn; while it runs, the end of the lease as its claim gave it, or as
+    the last sweep found it.
+    queued_at: when the turn came into the queue, if that was later than its acceptance.
     bases: per attempt, the offset that it started from.
+    published: its job is known to be in the queue, or to have been; republished: the attempt whose loss had it
+    published again.
+    held, held_attempt: code points of the checkpointed text, and the attempt that wrote it.
+    longest: the most that was held when an attempt was lost; fruitless: attempts lost without more than that.
+    attempts_before: attempts that count no more, since an operator had the run repeated.
+    followed: a waiting turn stands behind this one. dead_lettered: it failed for its job, and may be repeated.
     erased: the conversation was deleted; no text may be stored any more.
     withdrawn, result: only in a state that a decision has just ended.
     """
@@ -46,8 +77,18 @@ class TurnState:
     job_message_id: str | None = None
     renewed_at: datetime | None = None
     next_check: datetime | None = None
+    queued_at: datetime | None = None
     bases: tuple[int, ...] = ()
     subscribers: tuple[str, ...] = ()
+    published: bool = False
+    republished: int = 0
+    held: int = 0
+    held_attempt: int = 0
+    longest: int = 0
+    fruitless: int = 0
+    attempts_before: int = 0
+    followed: bool = False
+    dead_lettered: bool = False
     erased: bool = False
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -61,7 +102,7 @@ class TurnState:
 
     @property
     def is_over(self) -> bool:
-        """It has ended, for ever."""
+        """It has ended, for ever unless an operator has it repeated."""
         return self.status in TERMINAL
 
     @property
@@ -69,15 +110,32 @@ class TurnState:
         """The worker that has the run now."""
         return self.worker if self.status in ("running", "cancelling") else None
 
+    def has_lapsed(self, now: datetime) -> bool:
+        """The owner has given no sign of life for longer than it may."""
+        return self.renewed_at is None or now - self.renewed_at >= LEASE
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptLimits:
+    """When a run is given up: after so many attempts, or so many that were lost without extending the text."""
+
+    attempts: int = 10
+    fruitless: int = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A worker that was given the job asks for the run; it has held the job for `waited`."""
+    """A worker that was given the job asks for the run; it has held the job for `waited`.
+
+    continues: its model can go on from the text of the attempts before.
+    """
 
     worker: str
     job_message_id: str
     redelivered: bool
     waited: timedelta
+    continues: bool = False
+    limits: AttemptLimits = AttemptLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +175,45 @@ class Watch:
     subscriber: str
 
 
-Command = Claim | Finish | Cancel | Withdraw | Watch
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """The turn waited for its conversation to be free, and it is; an index has the last word on that."""
 
-Verdict = Literal["granted", "busy", "over", "finished", "superseded", "cancelled", "cancelling", "watched"]
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """It is time to look after the turn. queue_is_empty: no job waits for a worker, so an unclaimed one was lost."""
+
+    queue_is_empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """The broker gave the run's job up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """An operator has the dead job repeated; the run shall have ended by `deadline`."""
+
+    deadline: datetime
+
+
+Command = Claim | Finish | Cancel | Withdraw | Watch | Promote | Sweep | Bury | Replay
+
+Verdict = Literal[
+    "granted", "busy", "over", "exhausted", "finished", "superseded", "cancelled", "cancelling", "watched", "promoted",
+    "promote", "republish", "ended", "left", "replayed",
+]  # fmt: skip
 """What became of a command.
 
-claim: granted, busy (another worker has the run), over. finish: finished (now, or by the same command before),
-superseded (it was not the present attempt's). cancel: cancelled, cancelling (the owner has yet to stop), over.
-withdraw: cancelled, over (it is another's turn, or was published and so accepted after all).
-watch: watched, over.
+claim: granted, busy (another worker has the run), over, exhausted (given up: too many attempts were lost).
+finish: finished (now, or by the same command before), superseded (it was not the present attempt's).
+cancel: cancelled, cancelling (the owner has yet to stop), over.
+withdraw: cancelled, over (it is another's turn, or a worker took it and so it was accepted after all).
+watch: watched, over. promote: promoted (its job is to be published), over.
+sweep: republish (its job is to be), promote (is its conversation free?), ended, left. bury: ended, left.
+replay: replayed (its job is to be published), over (it is not one that may be).
 """
 
 
@@ -135,6 +223,17 @@ class Decision:
 
     verdict: Verdict
     after: TurnState
+
+
+def judges_the_lease(before: TurnState, command: Command) -> bool:
+    """The decision may depend on `renewed_at` and `held`, which checkpoints move without a new revision."""
+    match command:
+        case Claim():
+            return before.status == "running" and before.worker != command.worker
+        case Sweep() | Bury():
+            return True
+        case _:
+            return False
 
 
 def decide(before: TurnState, command: Command, now: datetime) -> Decision:
@@ -150,33 +249,55 @@ def decide(before: TurnState, command: Command, now: datetime) -> Decision:
             return _withdraw(before, command, now)
         case Watch():
             return _watch(before, command)
+        case Promote():
+            return _promote(before, now)
+        case Sweep():
+            return _sweep(before, command, now)
+        case Bury():
+            return _bury(before, now)
+        case Replay():
+            return _replay(before, command, now)
         case _:
             assert_never(command)
 
 
 def _claim(before: TurnState, claim: Claim, now: datetime) -> Decision:
+    is_overdue = now >= before.deadline + OVERDUE
     match before.status:
-        case "queued":
+        case "queued" if not is_overdue:
             return Decision("granted", _next_attempt(before, claim, now))
         case "running" | "cancelling":
             pass
         case "waiting":
             return Decision("busy", before)
         case _:
-            return Decision("over", before)
-    if before.worker == claim.worker:
+            # Also to whoever asks again: what is to be done with a run that was given up may be done twice.
+            return Decision("exhausted" if before.dead_lettered else "over", before)
+    if before.worker == claim.worker and not is_overdue:
         # Its job came again, or a second message for the run did: the worker holds that one from now on. Also while
         # it is being cancelled: perhaps its first claim got no answer, and then nobody else would end the run.
-        return Decision("granted", replace(before, job_message_id=claim.job_message_id))
-    if before.status == "cancelling":
+        kept = replace(before, job_message_id=claim.job_message_id, renewed_at=now, next_check=now + LEASE)
+        return Decision("granted", kept)
+    if before.status == "cancelling" or before.worker == claim.worker:
         return Decision("over", before)
-    if before.next_check is None or now >= before.next_check:
-        return Decision("granted", _next_attempt(before, claim, now))
+    # The broker took the job from its owner, who was given time to say that it still is at work, and did not.
     is_same_message = claim.redelivered and claim.job_message_id == before.job_message_id
-    if is_same_message and (before.renewed_at is None or now - before.renewed_at >= claim.waited):
-        # The broker took the job from its owner, who was given time to say that it still is at work, and did not.
-        return Decision("granted", _next_attempt(before, claim, now))
+    was_silent = before.renewed_at is None or now - before.renewed_at >= claim.waited
+    if before.has_lapsed(now) or (is_same_message and was_silent):
+        return Decision("over", before) if is_overdue else _take_over(before, claim, now)
     return Decision("busy", before)
+
+
+def _take_over(before: TurnState, claim: Claim, now: datetime) -> Decision:
+    lost = replace(
+        before,
+        longest=max(before.longest, before.held),
+        fruitless=before.fruitless + (before.held <= before.longest),
+    )
+    if lost.fruitless < claim.limits.fruitless and lost.attempt - lost.attempts_before < claim.limits.attempts:
+        return Decision("granted", _next_attempt(lost, claim, now))
+    error = RunError(code="internal", message="Every worker that took this run was lost.", retryable=True)
+    return Decision("exhausted", replace(_cut(lost, error, now), dead_lettered=True))
 
 
 def _next_attempt(before: TurnState, claim: Claim, now: datetime) -> TurnState:
@@ -187,10 +308,10 @@ def _next_attempt(before: TurnState, claim: Claim, now: datetime) -> TurnState:
         worker=claim.worker,
         job_message_id=claim.job_message_id,
         renewed_at=now,
-        # A claim holds until the run must have ended. Short of that, only the broker knows that a worker is gone: it
-        # delivers the very message that the worker held to another one.
-        next_check=before.deadline,
-        bases=(*before.bases, 0),
+        next_check=now + LEASE,
+        bases=(*before.bases, _kept_by_all(before) if claim.continues else 0),
+        # Whoever claims the run had the job, whether or not the confirm has come.
+        published=True,
         started_at=before.started_at or now,
     )
 
@@ -203,6 +324,9 @@ def _finish(before: TurnState, finish: Finish, now: datetime) -> Decision:
             status = finish.status
         case "cancelling":
             status = "cancelled"
+        case "waiting" | "queued":
+            # It was repeated by an operator, and this comes from before that.
+            return Decision("superseded", before)
         case _:
             # The present attempt has ended once, so this is the same finish again.
             return Decision("finished", before)
@@ -224,12 +348,41 @@ def _ended(before: TurnState, status: TerminalStatus, result: Result, now: datet
     return replace(before, status=status, next_check=None, finished_at=now, result=result)
 
 
+def _cut(before: TurnState, error: RunError, now: datetime) -> TurnState:
+    result = Result(None, before.held, error=error, keeps_checkpoint=_has_text(before))
+    return _ended(_left_with_the_checkpoint(before), "incomplete" if before.held else "failed", result, now)
+
+
+def _stopped(before: TurnState, now: datetime, *, upstream_closed: bool) -> TurnState:
+    left = _left_with_the_checkpoint(before)
+    receipt = Receipt(attempt=left.attempt, offset=left.held, upstream_closed=upstream_closed, usage=None)
+    return _ended(left, "cancelled", Result(None, left.held, receipt=receipt, keeps_checkpoint=_has_text(before)), now)
+
+
+def _left_with_the_checkpoint(before: TurnState) -> TurnState:
+    """Ended without its worker, a run has the text that was checkpointed, of which readers may have more, or other.
+
+    So it counts as one more attempt, which tells each of them what to keep.
+    """
+    if before.attempt == 0:
+        return before
+    attempt = before.attempt + 1
+    return replace(before, attempt=attempt, bases=(*before.bases, _kept_by_all(before)), held_attempt=attempt)
+
+
+def _kept_by_all(before: TurnState) -> int:
+    """How much of the checkpointed text all attempts since its own have begun with."""
+    return min((before.held, *before.bases[before.held_attempt :]))
+
+
+def _has_text(before: TurnState) -> bool:
+    return before.held > 0 and not before.erased
+
+
 def _cancel(before: TurnState, now: datetime) -> Decision:
     match before.status:
         case "waiting" | "queued":
-            receipt = Receipt(attempt=before.attempt, offset=0, upstream_closed=True, usage=None)
-            nothing = Result(output=None, length=0, finish_reason=None, usage=None, error=None, receipt=receipt)
-            return Decision("cancelled", _ended(before, "cancelled", nothing, now))
+            return Decision("cancelled", _stopped(before, now, upstream_closed=True))
         case "running" | "cancelling":
             return Decision("cancelling", replace(before, status="cancelling"))
         case "cancelled":
@@ -239,10 +392,11 @@ def _cancel(before: TurnState, now: datetime) -> Decision:
 
 
 def _withdraw(before: TurnState, withdraw: Withdraw, now: datetime) -> Decision:
-    if before.created_at != withdraw.created_at or before.status not in ("waiting", "queued", "cancelled"):
+    is_untouched = before.attempt == 0 and before.status in ("waiting", "queued", "cancelled")
+    if before.created_at != withdraw.created_at or not is_untouched:
         return Decision("over", before)
     cancelled = _cancel(before, now)
-    return replace(cancelled, after=replace(cancelled.after, withdrawn=not before.is_over))
+    return replace(cancelled, after=replace(cancelled.after, withdrawn=before.withdrawn or not before.is_over))
 
 
 def _watch(before: TurnState, watch: Watch) -> Decision:
@@ -251,3 +405,67 @@ def _watch(before: TurnState, watch: Watch) -> Decision:
     if watch.subscriber in before.subscribers:
         return Decision("watched", before)
     return Decision("watched", replace(before, subscribers=(*before.subscribers, watch.subscriber)))
+
+
+def _promote(before: TurnState, now: datetime) -> Decision:
+    if before.status == "queued" and before.queued_at is not None and not before.published:
+        return Decision("promoted", before)
+    if before.status != "waiting":
+        return Decision("over", before)
+    return Decision("promoted", replace(before, status="queued", queued_at=now, next_check=now + PUBLISH_CHECK))
+
+
+def _sweep(before: TurnState, sweep: Sweep, now: datetime) -> Decision:
+    if before.is_over or (before.next_check is not None and now < before.next_check):
+        return Decision("left", before)
+    # A worker ends its run by the deadline; one that renews its lease long after that never will.
+    is_in_hands = before.owner is not None and now < before.deadline + OVERDUE + LEASE
+    if is_in_hands and not before.has_lapsed(now):
+        return Decision("left", replace(before, next_check=(before.renewed_at or now) + LEASE))
+    if before.status == "cancelling":
+        return Decision("ended", _stopped(before, now, upstream_closed=False))
+    if now >= before.deadline:
+        message = "The run's time was over before its answer was."
+        return Decision("ended", _cut(before, RunError(code="deadline_exceeded", message=message, retryable=True), now))
+    if before.status == "waiting":
+        return Decision("promote", replace(before, next_check=min(now + PUBLISH_CHECK, before.deadline)))
+    patience = TAKEOVER_CHECK if before.status == "running" else CLAIM_CHECK
+    looked_after = replace(before, next_check=min(now + patience, before.deadline))
+    if before.status == "running":
+        # Published once for each attempt that is lost; and again only if that was lost, too.
+        if before.republished < before.attempt or sweep.queue_is_empty:
+            return Decision("republish", replace(looked_after, republished=before.attempt))
+    elif not before.published or (
+        sweep.queue_is_empty and now - (before.queued_at or before.created_at) >= CLAIM_CHECK
+    ):
+        return Decision("republish", looked_after)
+    return Decision("left", looked_after)
+
+
+def _bury(before: TurnState, now: datetime) -> Decision:
+    is_lost = before.status == "queued" or (before.status == "running" and before.has_lapsed(now))
+    if not is_lost:
+        return Decision("ended" if before.dead_lettered else "left", before)
+    error = RunError(code="internal", message="The run's job could not be done.", retryable=True)
+    return Decision("ended", replace(_cut(before, error, now), dead_lettered=True))
+
+
+def _replay(before: TurnState, replay: Replay, now: datetime) -> Decision:
+    if before.status == "queued" and before.queued_at is not None and before.deadline == replay.deadline:
+        return Decision("replayed", before)
+    if not before.dead_lettered or before.erased:
+        return Decision("over", before)
+    queued = replace(
+        before,
+        status="queued",
+        deadline=replay.deadline,
+        queued_at=now,
+        next_check=now + PUBLISH_CHECK,
+        published=False,
+        fruitless=0,
+        attempts_before=before.attempt,
+        dead_lettered=False,
+        finished_at=None,
+        result=None,
+    )
+    return Decision("replayed", queued)

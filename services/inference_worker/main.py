@@ -2,14 +2,17 @@
 
 import asyncio
 from contextlib import nullcontext
-from typing import Self
+from typing import Annotated, Self
 
 import structlog
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import NoDecode
 
-from services.inference_worker.generation import Generation, Limits
+from services.inference_worker.checkpoints import Checkpoints
+from services.inference_worker.generation import Generation
+from services.inference_worker.models import ModelsFile, open_models
 from services.inference_worker.outbound import Outbound
-from services.inference_worker.providers.openai import open_openai
+from services.inference_worker.reading import Limits
 from shared.broker import open_broker
 from shared.contracts.jobs import GenerateReply
 from shared.settings import Settings
@@ -30,6 +33,12 @@ class WorkerSettings(Settings):
     openai_api_key: SecretStr | None = Field(
         default=None, validation_alias="OPENAI_API_KEY", description="its key; many local servers want none"
     )
+    models_file: Annotated[ModelsFile, NoDecode, BeforeValidator(ModelsFile.read)] = Field(
+        default=ModelsFile(),
+        validate_default=False,
+        description="a TOML file that says of models which server answers for them, and whether they can go on with an"
+        " answer that was begun",
+    )
     worker_slots: int = Field(default=500, ge=1, le=10_000, description="answers streamed at a time")
     first_token_s: float = Field(default=60, gt=0, le=900, description="seconds an answer may take to begin")
     between_tokens_s: float = Field(default=30, gt=0, le=900, description="seconds between two tokens at most")
@@ -39,21 +48,24 @@ class WorkerSettings(Settings):
 
     @model_validator(mode="after")
     def _some_model_server(self) -> Self:
-        if self.openai_base_url is None and self.openai_api_key is None:
+        told = self.openai_base_url or self.openai_api_key
+        if not told and not any(settings.base_url for settings in self.models_file.models.values()):
             raise ValueError("set OPENAI_BASE_URL, or OPENAI_API_KEY for OpenAI's own, or both")
         return self
 
 
 async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     """Runs the worker until `stop` is set."""
-    key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else None
     async with (
-        open_openai(settings.openai_base_url, key, settings.worker_slots) as provider,
+        open_models(
+            settings.models_file, settings.openai_base_url, settings.openai_api_key, settings.worker_slots
+        ) as models,
         open_broker(settings.amqp_url.get_secret_value(), "inference_worker", clustered=settings.clustered) as broker,
     ):
         outbound = Outbound(broker.send_frame, broker.process)
         limits = Limits(settings.first_token_s, settings.between_tokens_s)
-        generation = Generation(broker, provider, outbound, limits)
+        generation = Generation(broker, models, outbound, limits)
+        checkpoints = Checkpoints(broker, generation)
 
         async def ready() -> list[str]:
             return broker.problems()
@@ -63,10 +75,11 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             serving_health(settings.health_host, settings.health_port, ready)
             if settings.health_port
             else nullcontext(),
-            # While answers drain, they can still be attached to and cancelled.
+            # While answers drain, they can still be attached to and cancelled, and stay this worker's.
+            checkpoints.running(),
             broker.controlled(generation.control),
             generation.draining(settings.drain_s),
-            broker.working(GenerateReply, generation.take, prefetch=settings.worker_slots),
+            broker.working(GenerateReply, generation.take, prefetch=settings.worker_slots, on_lost=checkpoints.hurry),
         ):
             log.info("worker started", worker=broker.process, slots=settings.worker_slots)
             await stop.wait()

@@ -31,20 +31,26 @@ FRAME_BYTES = Counter("parley_worker_frame_bytes_total", "Bytes of the frames se
 class Answer:
     """The text so far of one attempt at a run, and who follows it."""
 
-    __slots__ = ("_text", "attempt", "closed", "length", "model", "outboxes", "run_id")
+    __slots__ = ("_text", "attempt", "base", "closed", "held", "length", "model", "outboxes", "run_id", "tokens")
 
-    def __init__(self, run_id: str, model: str) -> None:
+    def __init__(self, run_id: str, model: str, beginning: str = "") -> None:
         self.run_id = run_id
         self.model = model
         self.attempt = 0
         """0 until the store has granted the run."""
-        self.length = 0
+        self.base = len(beginning)
+        """The offset that the attempt starts from: what is before it is of earlier ones."""
+        self.length = self.base
         """Code points."""
+        self.tokens = 0
+        """About as many tokens, those of earlier attempts included."""
+        self.held = 0
+        """Code points that the store is known to hold."""
         self.outboxes: list[Outbox] = []
         self.closed = False
         """Nothing more will come, and nobody new may follow."""
         # The one text in the standard library that grows in place and is read by code point from anywhere.
-        self._text = StringIO()
+        self._text = StringIO(beginning)
 
     def append(self, text: str) -> None:
         """Adds `text` at the end."""
@@ -214,7 +220,7 @@ class Outbound:
 
     def append(self, answer: Answer, text: str) -> bool:
         """Adds `text` to the answer. True if a follower has fallen behind: then wait for `room` before more."""
-        first = not answer.length
+        first = answer.length == answer.base
         answer.append(text)
         behind = False
         for outbox in answer.outboxes:

@@ -1,6 +1,7 @@
 """The only place that knows AMQP: requests, work, control messages and frames over RabbitMQ."""
 
 from shared.broker.consuming import Delivery
+from shared.broker.dead import DeadMessage
 from shared.broker.errors import BrokerError, BrokerUnavailable, NoReply, QueueFull, Unroutable
 from shared.broker.rabbitmq import Broker, ControlMessage, open_broker
 from shared.broker.rpc import Handlers
@@ -10,6 +11,7 @@ __all__ = [
     "BrokerError",
     "BrokerUnavailable",
     "ControlMessage",
+    "DeadMessage",
     "Delivery",
     "Handlers",
     "NoReply",

@@ -1,9 +1,9 @@
 """Takes messages from queues: one channel per queue, settled once, and never inside the library's callback."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
@@ -54,6 +54,11 @@ class Incoming:
         self.reply_to: str | None = properties.reply_to
         self.user_id: str | None = properties.user_id
         self.redelivered = bool(source.redelivered)
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """What the broker, or the sender, has written into the message's headers."""
+        return self._source.header.properties.headers or {}
 
     async def ack(self) -> bool:
         """The message is done with. False if it was lost with its channel, so that somebody else may get it."""

@@ -32,18 +32,34 @@ def translated(doing: str) -> Iterator[None]:
     """Turns whatever aio-pika raises while `doing` into a `BrokerError`.
 
     When the peer goes silent, aiormq ends pending calls with a bare CancelledError although nobody cancelled the task;
-    that one is told apart by `cancelling()` and must not end a loop that is meant to live.
+    that one is told apart by `cancelling()` and must not end a loop that is meant to live. The other way round, what
+    breaks because the task was cancelled must not hide that: a loop would live on that is meant to end.
     """
     try:
         yield
-    except PublishError as error:
-        raise Unroutable(f"{doing}: no queue takes it") from error
-    except DeliveryError as error:
-        raise QueueFull(f"{doing}: the broker refused it") from error
-    except asyncio.CancelledError as error:
+    except (
+        AMQPError,
+        ChannelInvalidStateError,
+        ConnectionError,
+        TimeoutError,
+        OSError,
+        asyncio.CancelledError,
+    ) as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
-            raise
-        raise BrokerUnavailable(f"{doing}: the connection was lost") from error
-    except (AMQPError, ChannelInvalidStateError, ConnectionError, TimeoutError, OSError) as error:
-        raise BrokerUnavailable(f"{doing}: {type(error).__name__}: {error}") from error
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise asyncio.CancelledError from error
+        raise _ours(doing, error) from error
+
+
+def _ours(doing: str, error: BaseException) -> BrokerError:
+    match error:
+        case PublishError():
+            return Unroutable(f"{doing}: no queue takes it")
+        case DeliveryError():
+            return QueueFull(f"{doing}: the broker refused it")
+        case asyncio.CancelledError():
+            return BrokerUnavailable(f"{doing}: the connection was lost")
+        case _:
+            return BrokerUnavailable(f"{doing}: {type(error).__name__}: {error}")

@@ -6,6 +6,7 @@ live and die as one, so that there is a single path, for the start as for every 
 """
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -48,6 +49,10 @@ class Link:
         self._broken = asyncio.Event()
         self._changing = asyncio.Lock()
         self._up = asyncio.Event()
+        self.since = -math.inf
+        """When the present connection was made, or the last one if there is none, by the event loop's clock."""
+        self.trouble: BrokerError | None = None
+        """Why there was no connection the last time."""
 
     @property
     def is_up(self) -> bool:
@@ -85,6 +90,20 @@ class Link:
         channel.close_callbacks.add(self.breaker())
         return channel
 
+    @asynccontextmanager
+    async def passing_channel(self) -> AsyncIterator[AbstractChannel]:
+        """A channel for a moment: if the broker closes it, nothing else is lost. Raises BrokerUnavailable."""
+        connection = self._connection
+        if connection is None:
+            raise BrokerUnavailable(f"{self._name}: no connection to the broker")
+        with translated(f"{self._name}: passing channel"):
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S), connection.channel(publisher_confirms=False) as channel:
+                    yield channel
+            except RuntimeError as error:
+                # What the library says, in these words only, of a connection that is closed already.
+                raise ConnectionError(str(error)) from error
+
     def breaker(self) -> Callable[..., None]:
         """A callback for when the connection that is being set up is of no use any more: it is closed and made anew.
 
@@ -100,17 +119,20 @@ class Link:
                 with translated(f"{self._name}: connect"):
                     await self._hold_one(opened)
             except BrokerError as error:
+                self.trouble = error
                 log.warning("broker connection lost", link=self._name, cause=str(error))
             # Not all processes at once: after a broker restart they all come back.
             await asyncio.sleep(RECONNECT_S * random.uniform(0.2, 1.0))
 
     async def _hold_one(self, opened: asyncio.Event) -> None:
-        connection = await aio_pika.connect(
-            self._url, timeout=CONNECT_TIMEOUT_S, client_properties={"connection_name": self._name}
-        )
+        # Made in two steps, since one that fails to connect wants to be closed as well.
+        connection = aio_pika.Connection(URL(self._url), client_properties={"connection_name": self._name})
         self._broken = asyncio.Event()
         connection.close_callbacks.add(self.breaker())
         try:
+            await connection.connect(timeout=CONNECT_TIMEOUT_S)
+            # Before the set-ups: what they consume may arrive while the others still run.
+            self.since = asyncio.get_running_loop().time()
             async with self._changing, asyncio.timeout(SET_UP_TIMEOUT_S):
                 for set_up in self._set_ups:
                     await set_up(connection)
@@ -136,8 +158,11 @@ class Link:
 
 
 @asynccontextmanager
-async def kept(*links: Link) -> AsyncIterator[None]:
-    """Keeps `links` while the context lasts. Raises BrokerUnavailable if no broker answers within 30 s of the start."""
+async def kept(*links: Link, patience: float = FIRST_CONNECT_S) -> AsyncIterator[None]:
+    """Keeps `links` while the context lasts.
+
+    Raises BrokerUnavailable, with the last cause, if they are not all up within `patience` seconds of the start.
+    """
     opened = [asyncio.Event() for _ in links]
     async with asyncio.TaskGroup() as tasks:
         keeping = [
@@ -146,10 +171,11 @@ async def kept(*links: Link) -> AsyncIterator[None]:
         ]
         try:
             try:
-                async with asyncio.timeout(FIRST_CONNECT_S):
+                async with asyncio.timeout(patience):
                     await asyncio.gather(*(event.wait() for event in opened))
             except TimeoutError:
-                raise BrokerUnavailable(f"no broker within {FIRST_CONNECT_S:.0f} s of the start") from None
+                causes = "; ".join(dict.fromkeys(str(link.trouble) for link in links if link.trouble))
+                raise BrokerUnavailable(f"no broker within {patience:g} s of the start: {causes}") from None
             yield
         finally:
             for task in keeping:

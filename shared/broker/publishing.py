@@ -3,9 +3,10 @@
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import cast
 
-from aio_pika.abc import AbstractConnection
-from aiormq.abc import AbstractChannel as UnderlayChannel
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aiormq import Channel as UnderlayChannel
 from pamqp.commands import Basic
 
 from shared.broker.errors import BrokerUnavailable, translated
@@ -61,8 +62,8 @@ class Publisher:
         """Opens the two channels on a new connection."""
         confirmed = await self._link.open_channel(connection, publisher_confirms=True, on_return_raises=True)
         unconfirmed = await self._link.open_channel(connection, publisher_confirms=False)
-        self._confirmed = await confirmed.get_underlay_channel()
-        self._unconfirmed = await unconfirmed.get_underlay_channel()
+        self._confirmed = await _underlay(confirmed)
+        self._unconfirmed = await _underlay(unconfirmed)
 
     async def send(self, envelope: Envelope, timeout: float) -> None:
         """Sends and waits for the broker's confirm; tries again over reconnects until `timeout` seconds have passed.
@@ -84,6 +85,9 @@ class Publisher:
                             routing_key=envelope.key,
                             properties=envelope.properties(new_id()),
                             mandatory=envelope.mandatory,
+                            # The confirm says it all. To wait for the socket as well, the library keeps its channel
+                            # locked, so that everybody else's message waits too.
+                            wait=False,
                         )
                 return
             except BrokerUnavailable:
@@ -92,20 +96,26 @@ class Publisher:
                 await asyncio.sleep(0.05)
 
     async def send_unconfirmed(self, envelope: Envelope) -> None:
-        """Hands the message to the socket and forgets it. Raises BrokerUnavailable if there is no connection."""
-        await self._write(envelope.exchange, envelope.key, envelope.body, envelope.properties(new_id()))
+        """Sends the message and forgets it. Raises BrokerUnavailable if there is no connection.
+
+        Not for what nobody limits: it does not wait until the connection has taken what was sent before.
+        """
+        await self._write(envelope.exchange, envelope.key, envelope.body, envelope.properties(new_id()), wait=False)
 
     async def send_frame(self, exchange: str, key: str, body: bytes) -> None:
-        """The same for a frame, whose properties never change: this is the path of every token."""
-        await self._write(exchange, key, body, self._frame_properties)
+        """The same for a frame, whose properties never change: this is the path of every token.
 
-    async def _write(self, exchange: str, key: str, body: bytes, properties: Basic.Properties) -> None:
+        Returns once the connection has room for more.
+        """
+        await self._write(exchange, key, body, self._frame_properties, wait=True)
+
+    async def _write(self, exchange: str, key: str, body: bytes, properties: Basic.Properties, *, wait: bool) -> None:
         if not self._link.is_up:
             raise BrokerUnavailable("no connection to the broker")
         with translated("publish"):
             async with asyncio.timeout(ATTEMPT_S):
                 await _required(self._unconfirmed).basic_publish(
-                    body, exchange=exchange, routing_key=key, properties=properties, mandatory=False
+                    body, exchange=exchange, routing_key=key, properties=properties, mandatory=False, wait=wait
                 )
 
 
@@ -113,3 +123,8 @@ def _required(channel: UnderlayChannel | None) -> UnderlayChannel:
     if channel is None:
         raise BrokerUnavailable("no connection to the broker")
     return channel
+
+
+async def _underlay(channel: AbstractChannel) -> UnderlayChannel:
+    # aio-pika promises no more than the base of what it gives.
+    return cast(UnderlayChannel, await channel.get_underlay_channel())

@@ -4,8 +4,8 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -13,19 +13,24 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
 from pydantic import TypeAdapter, ValidationError
 
 from shared.broker.consuming import Consumer, Delivery, Incoming, consuming
-from shared.broker.link import Link, kept
-from shared.broker.publishing import Envelope, Publisher
+from shared.broker.dead import DeadMessage
+from shared.broker.errors import BrokerUnavailable
+from shared.broker.link import FIRST_CONNECT_S, Link, kept
+from shared.broker.publishing import MESSAGE_MAX_BYTES, Envelope, Publisher
 from shared.broker.rpc import Caller, Handlers, Server
 from shared.broker.topology import (
     CONTROL_EXCHANGE,
+    DEAD_LETTERS,
     EVENTS_EXCHANGE,
     OUTCOMES_EXCHANGE,
+    PARTS,
     REPLIES_EXCHANGE,
     declare,
     declare_exclusive,
     policies_applied,
 )
 from shared.contracts.base import Contract, Message, Request
+from shared.contracts.events import Frame, SubscriberText, TextWanted
 from shared.contracts.jobs import AttachRun, CancelRun, Control, DetachRun, RunFinished, TurnRejected
 from shared.contracts.routes import STORE_REQUESTS, Service, route
 from shared.contracts.store import TurnAccepted
@@ -104,6 +109,73 @@ class Broker:
         """
         await self._publisher.send_frame(EVENTS_EXCHANGE, subscriber, body)
 
+    async def ask_texts(
+        self, subscribers: Collection[str], run_id: str, offset: int, patience_s: float
+    ) -> list[SubscriberText]:
+        """What subscribers have of a run beyond `offset`: the answers that come within `patience_s` seconds.
+
+        Raises BrokerUnavailable if they cannot be asked.
+        """
+        with ExitStack() as stack:
+            answers = {}
+            for subscriber in subscribers:
+                correlation_id, answer = stack.enter_context(self._caller.awaiting())
+                wanted = TextWanted(run_id=run_id, offset=offset, reply_to=self.process, correlation_id=correlation_id)
+                await self.send_frame(subscriber, Frame(source=self.process, events=(wanted,)).to_json())
+                answers[answer] = subscriber
+            done, _ = await asyncio.wait(answers, timeout=patience_s) if answers else (set(), set())
+        texts = []
+        for answer in done:
+            try:
+                texts.append(SubscriberText.read(answer.result().body))
+            except ValidationError:
+                log.warning("a subscriber's text is not valid", run_id=run_id, subscriber=answers[answer])
+        return texts
+
+    async def answer_text(self, wanted: TextWanted, text: SubscriberText) -> None:
+        """Answers a worker that asked; transient and unconfirmed, for it waits a moment only.
+
+        Raises BrokerUnavailable, and ValueError for a text that no message can hold.
+        """
+        body = text.to_json()
+        if len(body) > MESSAGE_MAX_BYTES:
+            raise ValueError(f"a SubscriberText of {len(body)} bytes: the limit is {MESSAGE_MAX_BYTES}")
+        row = route(SubscriberText, "reply")
+        await self._publisher.send_unconfirmed(
+            Envelope(row.exchange, wanted.reply_to, "SubscriberText", body, correlation_id=wanted.correlation_id)
+        )
+
+    async def depth(self, queue: str) -> int:
+        """How many messages are ready in a durable queue, those in somebody's hands not counted.
+
+        Raises BrokerUnavailable.
+        """
+        asking = asyncio.ensure_future(self._depth(queue))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            # Asked to the end, which is bounded in time: a channel whose opening is cancelled takes the connection with
+            # it, and all that is consumed on it; and the library may keep the cancellation to itself.
+            await asyncio.wait((asking,))
+            if not asking.cancelled():
+                asking.exception()
+            raise
+
+    async def _depth(self, queue: str) -> int:
+        # On the consuming connection: a memory alarm stops the other one.
+        async with self._taking.passing_channel() as channel:
+            # A plain channel asks the broker each time; a robust one would give back what it heard first.
+            declared = await channel.declare_queue(queue, passive=True)
+        count = declared.declaration_result.message_count
+        if count is None:
+            raise BrokerUnavailable(f"depth of {queue}: the broker did not say")
+        return count
+
+    @property
+    def taking_since(self) -> float:
+        """When the present consuming connection was made, by the event loop's clock: deliveries of before are lost."""
+        return self._taking.since
+
     @asynccontextmanager
     async def serving(self, handlers: Handlers, *, prefetch: int = 200) -> AsyncIterator[None]:
         """Answers the store's requests, at most `prefetch` at once. On leaving, takes no more and ends what it has."""
@@ -119,18 +191,32 @@ class Broker:
 
     @asynccontextmanager
     async def working(
-        self, message_type: type[M], on_delivery: Callable[[Delivery[M]], None], *, prefetch: int
+        self,
+        message_type: type[M],
+        on_delivery: Callable[[Delivery[M]], None],
+        *,
+        prefetch: int,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[None]:
         """Takes work of one kind, at most `prefetch` messages unsettled.
 
         `on_delivery` only registers the delivery and hands it to a task of its own: it must not block. What is not a
         valid message never reaches it and goes to the dead letters. On leaving, no more is taken; what is then not
         settled goes back to the queue with the connection.
+
+        `on_lost` is called whenever the channel had to be made anew: the deliveries of before cannot be settled any
+        more, and have gone to whoever consumes the queue.
         """
         row = route(message_type, "work")
         rejecting: set[asyncio.Task[bool]] = set()
 
+        is_first = True
+
         async def declared(channel: AbstractChannel) -> AbstractQueue:
+            nonlocal is_first
+            if not is_first:
+                on_lost()
+            is_first = False
             return await channel.get_queue(row.key or "", ensure=False)
 
         def take(incoming: Incoming) -> None:
@@ -149,6 +235,17 @@ class Broker:
         async with consuming(consumer, self._taking):
             yield
         await asyncio.gather(*rejecting)
+
+    @asynccontextmanager
+    async def dead_letters(self, on_dead: Callable[[DeadMessage], None], *, prefetch: int) -> AsyncIterator[None]:
+        """Takes what died, of whatever kind, at most `prefetch` messages unsettled; `on_dead` must not block."""
+
+        async def declared(channel: AbstractChannel) -> AbstractQueue:
+            return await channel.get_queue(DEAD_LETTERS, ensure=False)
+
+        consumer = Consumer(self._taking, declared, lambda incoming: on_dead(DeadMessage(incoming)), prefetch=prefetch)
+        async with consuming(consumer, self._taking):
+            yield
 
     @asynccontextmanager
     async def subscribed(
@@ -203,7 +300,7 @@ class Broker:
         return found
 
     @asynccontextmanager
-    async def _opened(self, service: Service) -> AsyncIterator[None]:
+    async def _opened(self, service: Service, patience: float) -> AsyncIterator[None]:
         """Both connections, with the topology and the reply queue on them."""
 
         async def set_up_topology(connection: AbstractConnection) -> None:
@@ -217,13 +314,14 @@ class Broker:
 
         # On both: whichever is first, nothing is sent or consumed before what it needs exists.
         await self._publishing.add(set_up_topology)
-        await self._publishing.add(set_up_probe)
+        if PARTS[service].is_watched:
+            await self._publishing.add(set_up_probe)
         await self._publishing.add(self._publisher.set_up)
         await self._taking.add(set_up_topology)
         replies = Consumer(self._taking, self._exclusive("replies", REPLIES_EXCHANGE), self._caller.take, prefetch=None)
         await self._taking.add(replies.set_up)
         # The publishing one is closed last: what is being finished still has answers and results to send.
-        async with kept(self._publishing), kept(self._taking):
+        async with kept(self._publishing, patience=patience), kept(self._taking, patience=patience):
             yield
 
     def _exclusive(self, prefix: str, exchange: str) -> Callable[[AbstractChannel], Any]:
@@ -236,9 +334,14 @@ class Broker:
 
 
 @asynccontextmanager
-async def open_broker(url: str, service: Service, *, clustered: bool = False) -> AsyncIterator[Broker]:
-    """Connects, and stays connected while the context lasts. Raises BrokerUnavailable if nobody answers for 30 s."""
+async def open_broker(
+    url: str, service: Service, *, clustered: bool = False, patience: float = FIRST_CONNECT_S
+) -> AsyncIterator[Broker]:
+    """Connects, and stays connected while the context lasts.
+
+    Raises BrokerUnavailable, with the cause, if there is no connection `patience` seconds after the start.
+    """
     process = f"{service.replace('_', '-')}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     broker = Broker(process, Link(url, process, "publishing"), Link(url, process, "consuming"), clustered=clustered)
-    async with broker._opened(service):
+    async with broker._opened(service, patience):
         yield broker

@@ -1,7 +1,8 @@
 """Requests with an answer: JSON both ways, a deadline on each, and errors that arrive as what they were."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -37,32 +38,39 @@ class Caller:
     async def call(self, request: Request[R], timeout: float) -> R:
         """Raises ServiceError, NoReply, BrokerUnavailable, Unroutable."""
         row = route(type(request), "rpc")
-        correlation_id = new_id()
-        answer: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
-        self._waiting[correlation_id] = answer
-        try:
-            async with asyncio.timeout(timeout):
-                await self._publisher.send(
-                    Envelope(
-                        exchange=row.exchange,
-                        key=row.key or "",
-                        type=type(request).__name__,
-                        body=request.to_json(),
-                        correlation_id=correlation_id,
-                        reply_to=self._reply_key,
-                        expires_s=timeout,
-                    ),
-                    timeout,
-                )
-                incoming = await answer
-        except TimeoutError:
-            raise NoReply(f"{type(request).__name__}: no answer within {timeout:g} s") from None
-        finally:
-            del self._waiting[correlation_id]
+        with self.awaiting() as (correlation_id, answer):
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._publisher.send(
+                        Envelope(
+                            exchange=row.exchange,
+                            key=row.key or "",
+                            type=type(request).__name__,
+                            body=request.to_json(),
+                            correlation_id=correlation_id,
+                            reply_to=self._reply_key,
+                            expires_s=timeout,
+                        ),
+                        timeout,
+                    )
+                    incoming = await answer
+            except TimeoutError:
+                raise NoReply(f"{type(request).__name__}: no answer within {timeout:g} s") from None
         if incoming.type == PROBLEM:
             raise ServiceError(Problem.read(incoming.body))
         reply: R = type(request).reply_type().read(incoming.body)  # type: ignore[assignment]  # Request[R] says so
         return reply
+
+    @contextmanager
+    def awaiting(self) -> Iterator[tuple[str, asyncio.Future[Incoming]]]:
+        """A new correlation id, and the answer that comes with it while the context lasts."""
+        correlation_id = new_id()
+        answer: asyncio.Future[Incoming] = asyncio.get_running_loop().create_future()
+        self._waiting[correlation_id] = answer
+        try:
+            yield correlation_id, answer
+        finally:
+            del self._waiting[correlation_id]
 
     def take(self, incoming: Incoming) -> None:
         """An answer has come; one that nobody waits for any more is dropped."""

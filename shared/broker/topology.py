@@ -73,10 +73,14 @@ def durable_queues(clustered: bool) -> dict[str, Queue]:
 
 @dataclass(frozen=True)
 class Part:
-    """What one service declares: the exchanges that it sends or binds to, and the queues that it needs to be there."""
+    """What one service declares: the exchanges that it sends or binds to, and the queues that it needs to be there.
+
+    is_watched: it tells others whether it is ready, and so finds out whether the policies are applied.
+    """
 
     exchanges: Collection[str]
     queues: Collection[str]
+    is_watched: bool = True
 
 
 PARTS: Final[dict[Service, Part]] = {
@@ -98,6 +102,8 @@ PARTS: Final[dict[Service, Part]] = {
         ),
         (JOBS,),
     ),
+    # It finds what the store has declared: who only asks needs no right to declare, which is one to delete, too.
+    "cli": Part((), (), is_watched=False),
 }
 
 

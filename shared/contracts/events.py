@@ -52,7 +52,27 @@ class WorkerAlive(Contract):
     runs: dict[Id, tuple[int, int]]
 
 
-Event = Annotated[RunStarted | MessageDelta | RunEnded | WorkerAlive, Field(discriminator="type")]
+class TextWanted(Contract):
+    """A worker is to go on with the run and asks who has more of its text than the store; see `SubscriberText`."""
+
+    type: Literal["text.wanted"] = "text.wanted"
+    run_id: Id
+    offset: int
+    """Code points that the worker has."""
+    reply_to: Key
+    """The key on `chat.replies` where the answer is waited for, a moment only."""
+    correlation_id: str
+
+
+class SubscriberText(Contract):
+    """What a subscriber has of a run, in answer to `TextWanted`, sent to its `reply_to` with its `correlation_id`."""
+
+    run_id: Id
+    attempt: int
+    text: str
+
+
+Event = Annotated[RunStarted | MessageDelta | RunEnded | WorkerAlive | TextWanted, Field(discriminator="type")]
 
 
 class Frame(Contract):

@@ -22,6 +22,8 @@ class GenerateReply(Message):
     """The whole prompt: instructions, history, input."""
     deadline: Time
     """The run must have ended by then."""
+    queued_at: Time | None = None
+    """When the turn came to be answered; if that was just now, the claim will be granted."""
 
 
 class FinishRun(Message):
@@ -41,12 +43,18 @@ class FinishRun(Message):
 
 
 class AttachRun(Message):
-    """Send this subscriber the run's text from `offset` on, and all that follows."""
+    """Send this subscriber the run's text from `offset` on, and all that follows.
+
+    To a worker that has the run in another attempt, the offset says only where the subscriber's own text ends: no more
+    of it is kept than what that worker's attempt began with.
+    """
 
     type: Literal["AttachRun"] = "AttachRun"
     run_id: Id
     subscriber: Key
     offset: int
+    attempt: int = 0
+    """The newest attempt that the subscriber knows of, for which the offset holds; 0 if none."""
 
 
 class DetachRun(Message):

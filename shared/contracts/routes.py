@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.contracts.base import Contract, Message
-from shared.contracts.events import Frame
+from shared.contracts.events import Frame, SubscriberText
 from shared.contracts.jobs import (
     AttachRun,
     CancelRun,
@@ -15,23 +15,27 @@ from shared.contracts.jobs import (
     TurnRejected,
 )
 from shared.contracts.store import (
+    CancelTurn,
     CheckKey,
+    Checkpoint,
     ClaimRun,
     CreateConversation,
     DeleteConversation,
     GetConversation,
     GetRun,
     ListConversations,
+    ListDeadLetters,
     ListMessages,
     Ping,
+    ReplayDeadLetter,
     SubmitTurn,
     TurnAccepted,
     UpdateConversation,
     WatchRun,
 )
 
-Service = Literal["api", "conversation_store", "inference_worker", "subscriber", "internal_service"]
-Kind = Literal["rpc", "work", "control", "frame", "outcome"]
+Service = Literal["api", "conversation_store", "inference_worker", "cli", "subscriber", "internal_service"]
+Kind = Literal["rpc", "reply", "work", "control", "frame", "outcome"]
 
 STORE_REQUESTS = "conversation-store.requests"
 STORE_INTAKE = "conversation-store.intake"
@@ -43,7 +47,8 @@ JOBS = "inference.jobs"
 class Route:
     """One message on one exchange.
 
-    kind: `rpc` is transient, answered on `chat.replies`, and dies with its caller's patience; `work` is persistent,
+    kind: `rpc` is transient, answered on `chat.replies`, and dies with its caller's patience; `reply` answers what was
+    asked in a frame; `work` is persistent,
     confirmed and acknowledged once done; `control` goes to one process and is returned if that is gone; `frame` is
     transient and may be lost; `outcome` is persistent and kept in a queue of the receiver's own.
     key: the routing key, which for `rpc` and `work` is also the queue's name; None where the receiver names itself.
@@ -74,7 +79,11 @@ ROUTES: tuple[Route, ...] = (
         SubmitTurn,
         GetRun,
         WatchRun,
+        CancelTurn,
         ClaimRun,
+        Checkpoint,
+        ListDeadLetters,
+        ReplayDeadLetter,
     ),
     Route(SubmitTurn, "work", "chat.intake", STORE_INTAKE, "conversation_store"),
     Route(GenerateReply, "work", "chat.jobs", JOBS, "inference_worker"),
@@ -83,6 +92,7 @@ ROUTES: tuple[Route, ...] = (
     Route(DetachRun, "control", "chat.control", None, "inference_worker"),
     Route(CancelRun, "control", "chat.control", None, "inference_worker"),
     Route(Frame, "frame", "chat.events", None, "subscriber"),
+    Route(SubscriberText, "reply", "chat.replies", None, "inference_worker"),
     Route(TurnAccepted, "outcome", "chat.outcomes", None, "internal_service"),
     Route(TurnRejected, "outcome", "chat.outcomes", None, "internal_service"),
     Route(RunFinished, "outcome", "chat.outcomes", None, "internal_service"),

@@ -27,6 +27,11 @@ PAGE_LIMIT_DEFAULT = 50
 PageLimit = Annotated[int, Field(ge=1, le=PAGE_LIMIT_MAX)]
 
 
+OnBusy = Literal["reject", "enqueue", "interrupt"]
+Continuation = Literal["prefill", "restart"]
+"""What a model can do with the beginning of an answer: go on from it, or only begin anew."""
+
+
 class Done(Contract):
     """The answer of a request that has nothing to tell but that it was done."""
 
@@ -139,7 +144,8 @@ class SubmitTurn(Request[TurnAccepted]):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     metadata: Metadata = Field(default_factory=dict)
-    on_busy: Literal["reject"] = "reject"
+    on_busy: OnBusy = "reject"
+    """If the conversation has a run at work: refuse, wait for its turn, or cancel all others and take their place."""
     idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
     deadline_s: Annotated[int, Field(ge=1, le=DEADLINE_MAX_S)] = 300
     """Seconds from acceptance to the end of the run, the wait in the queue included."""
@@ -172,6 +178,8 @@ class RunWatched(Contract):
     """The worker that has the run now."""
     bases: Annotated[tuple[int, ...], Field(strict=False)]
     """Per attempt, the offset that it started from."""
+    deadline: Time
+    """When the run must have ended."""
 
 
 class WatchRun(Request[RunWatched]):
@@ -182,12 +190,28 @@ class WatchRun(Request[RunWatched]):
     subscriber: Key
 
 
+class CancelTurn(Request[Run]):
+    """Stop a run, in whatever state it is. The answer is the run as it is then: cancelled, or soon to be, or over.
+
+    What was generated is kept, and the run's receipt says how far that was.
+    """
+
+    tenant: TenantId
+    run_id: Id
+
+
 class ClaimVerdict(Contract):
     """May the worker answer the run? Only `granted` carries the rest. `busy`: another has it; `over`: it has ended."""
 
     verdict: Literal["granted", "busy", "over"]
     attempt: int = 0
     subscribers: Annotated[tuple[Key, ...], Field(strict=False)] = ()
+    text: str = ""
+    """The answer so far, if the claim was for going on from it: this attempt begins at its end."""
+    text_attempt: int = 0
+    """The attempt that this text is of."""
+    tokens: int = 0
+    """About as many tokens does it have."""
 
 
 class ClaimRun(Request[ClaimVerdict]):
@@ -199,3 +223,84 @@ class ClaimRun(Request[ClaimVerdict]):
     redelivered: bool
     waited_ms: int
     """How long the worker has held the job without asking."""
+    continuation: Continuation = "restart"
+    """Of the model that the worker would ask."""
+
+
+class RunProgress(Contract):
+    """What is new of one run since its last checkpoint."""
+
+    run_id: Id
+    attempt: int
+    base: int
+    """The offset that the attempt started from."""
+    offset: int
+    """Where `text` belongs: the length that the store is known to hold of this attempt."""
+    text: str
+    """The new text only; empty if there is none, for the checkpoint also says that the worker is alive."""
+    tokens: int
+    """About as many tokens have come of the answer."""
+
+
+class RunStanding(Contract):
+    """What the store says of a run in a checkpoint. `kept`: but from `held` on, text is missing."""
+
+    run_id: Id
+    state: Literal["kept", "cancelling", "superseded", "over"]
+    held: int = 0
+    """Code points of this attempt's text that the store holds."""
+
+
+class Standings(Contract):
+    """The runs of a checkpoint of which there is something to say; all others are kept, with the text that was sent."""
+
+    runs: Annotated[tuple[RunStanding, ...], Field(strict=False)]
+
+
+class Checkpoint(Request[Standings]):
+    """What a worker has, once a second: it keeps its runs, and the next attempt goes on from their text."""
+
+    worker: Key
+    runs: Annotated[tuple[RunProgress, ...], Field(strict=False)]
+    finished: Annotated[tuple[Id, ...], Field(strict=False)]
+    """Runs whose result is handed in; the worker keeps them until the store says that they are over."""
+
+
+class DeadLetter(Contract):
+    """A message that could not be handled and was set aside."""
+
+    id: Id
+    queue: str
+    """Where it died."""
+    type: str
+    """The kind of message."""
+    reason: str
+    """Why, in the broker's words (rejected, delivery_limit, expired, maxlen), or `attempts`: its workers died."""
+    run_id: str | None
+    size: int
+    """Bytes of its body."""
+    died_at: Time
+    replayed_at: Time | None
+
+
+class DeadLetterPage(Contract):
+    """One page of a list."""
+
+    data: Annotated[tuple[DeadLetter, ...], Field(strict=False)]
+    next_cursor: str | None
+
+
+class ListDeadLetters(Request[DeadLetterPage]):
+    """What was set aside, newest first."""
+
+    limit: PageLimit
+    cursor: Cursor | None
+
+
+class ReplayDeadLetter(Request[DeadLetter]):
+    """Try a dead message again, once what killed it is mended. A job's run goes back to the queue.
+
+    Answered with `not_found`, with `conversation_busy`, or with `invalid_request` if it can no longer be repeated.
+    """
+
+    dead_letter_id: Id

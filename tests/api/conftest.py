@@ -2,10 +2,11 @@
 
 import asyncio
 import hashlib
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -129,10 +130,25 @@ class Peers:
         async with asyncio.timeout(PATIENCE_S):
             return await self.told.get()
 
-    def watched(self, run: Run, *, bases: tuple[int, ...] = (), owned: bool = True) -> None:
-        """What the store says of the run from now on; the worker has it unless it is over."""
-        owner = self.worker.process if owned and run.status == "running" else None
-        self.answers[WatchRun] = lambda _: RunWatched(run=run, owner=owner, bases=bases)
+    def watched(self, run: Run, *, bases: tuple[int, ...] = (), owner: str | None = None, left_s: float = 300) -> None:
+        """What the store says of the run from now on; the worker has it if it runs, unless another is named."""
+        owner = (owner or self.worker.process) if run.status in ("running", "cancelling") else None
+        deadline = datetime.now(UTC) + timedelta(seconds=left_s)
+        self.answers[WatchRun] = lambda _: RunWatched(run=run, owner=owner, bases=bases, deadline=deadline)
+
+    async def open_slowly(
+        self, method: str, path: str, body: bytes = b""
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A client with small buffers that sends a request, and reads nothing before its transport resumes that."""
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.port))
+        reader, writer = await asyncio.open_connection(sock=connection, limit=64 * 1024 * 1024)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport can
+        head = f"{method} /chat/v1{path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer key-of-one\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return reader, writer
 
     async def answer(self, request: Request[Any]) -> Contract:
         """Plays the store."""

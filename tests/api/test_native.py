@@ -12,8 +12,9 @@ from services.api.dialects import Ask, Command, Follow, Incoming, Position, Subm
 from services.api.dialects.native import PREFIX, STATUS, Native, NativeEvents
 from shared.contracts.events import MessageDelta, RunStarted
 from shared.contracts.problems import ERROR_CODES, ServiceError
-from shared.contracts.store import ListConversations, ListMessages, UpdateConversation
+from shared.contracts.store import CancelTurn, ListConversations, ListMessages, UpdateConversation
 from shared.ids import new_id
+from tests.api.conftest import a_run
 from tests.stack.client import SseParser
 
 ID = new_id()
@@ -120,8 +121,11 @@ def test_place_of_a_json_fault_is_told() -> None:
         ({"content": "a", "max_tokens": True}, ["/max_tokens"]),
         ({"content": "a", "max_tokens": 2**63}, ["/max_tokens"]),
         ({"content": "a", "deadline_s": 901}, ["/deadline_s"]),
-        ({"content": "a", "on_busy": "enqueue"}, ["/on_busy"]),
-        ({"content": "a", "on_disconnect": "cancel"}, ["/on_disconnect"]),
+        ({"content": "a", "on_busy": "wait"}, ["/on_busy"]),
+        ({"content": "a", "on_busy": None}, ["/on_busy"]),
+        ({"content": "a", "on_disconnect": "stop"}, ["/on_disconnect"]),
+        ({"content": "a", "on_disconnect": True}, ["/on_disconnect"]),
+        ({"content": "a", "on_disconnect": "cancel", "background": True}, ["/on_disconnect"]),
         ({"content": "a", "metadata": None}, ["/metadata"]),
         ({"content": "a", "metadata": {"n": [1, 2**63]}}, ["/metadata/n/1"]),
         ({"content": "a", "metadata": {"n": -(2**64)}}, ["/metadata/n"]),
@@ -162,6 +166,27 @@ def test_what_is_allowed_arrives_as_it_was_sent() -> None:
     several = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
     assert [dict(message) for message in submit({"messages": several, "stream": True}).turn.messages] == several
     assert submit({"content": "x" * 100_000, "background": True}).mode == "background"
+
+
+def test_busy_conversation_and_left_connection_are_met_as_asked() -> None:
+    told_nothing = submit({"content": "a"})
+    assert (told_nothing.turn.on_busy, told_nothing.on_disconnect) == ("reject", "continue")
+    told = submit({"content": "a", "on_busy": "interrupt", "on_disconnect": "cancel"})
+    assert (told.turn.on_busy, told.on_disconnect) == ("interrupt", "cancel")
+    assert submit({"content": "a", "on_busy": "enqueue", "background": True}).turn.on_busy == "enqueue"
+
+
+@pytest.mark.parametrize("body", [b"", b"{}"])
+def test_cancel_needs_no_body(body: bytes) -> None:
+    command = parse("POST", "/runs/{id}/cancel", body)
+    assert isinstance(command, Ask)
+    assert (command.request, command.changes) == (CancelTurn(tenant="t", run_id=ID), True)
+
+
+def test_fault_in_a_cancel_is_named_by_its_place() -> None:
+    assert fault("POST", "/runs/{id}/cancel", {"reason": SECRET}) == (422, ["/reason"])
+    assert fault("POST", "/runs/{id}/cancel", b"[]") == (400, [])
+    assert fault("POST", "/runs/{id}/cancel", query=(("force", "1"),)) == (422, ["force"])
 
 
 @pytest.mark.parametrize("key", ["", "k" * 201, "a\nb", "\udcff"])
@@ -245,13 +270,24 @@ def test_position_is_read_from_header_or_query(
     assert parse("GET", "/runs/{id}/events", query=queries, headers=headers) == Follow("t", ID, position)
 
 
+def test_last_word_on_a_run_is_made_once_for_all_its_readers() -> None:
+    words, run = NativeEvents(ID), a_run(ID, status="completed", attempt=1, output="abc")
+    said = words.ended(1, 3, run)
+    assert words.ended(1, 3, run) is said
+    (event,) = SseParser().feed(said)
+    assert (event.name, event.id, event.data["run"]["output"]) == ("run.completed", "1-3-end", "abc")
+    repeated = a_run(ID, status="failed", attempt=2)
+    (event,) = SseParser().feed(words.ended(2, 0, repeated))
+    assert (event.name, event.id) == ("run.failed", "2-0-end")
+
+
 @given(text=st.text(min_size=1), attempt=st.integers(1, 9), offset=st.integers(0, 10**6))
 def test_events_carry_what_was_told_through_a_standard_parser(text: str, attempt: int, offset: int) -> None:
     words = NativeEvents(ID)
     parser = SseParser()
-    said = words.started(attempt, offset, text) + words.ping() + words.delta(attempt, offset, text)
+    said = words.started(attempt, offset, text[:200]) + words.ping() + words.delta(attempt, offset, text)
     first, second = parser.feed(said)
     assert (first.name, first.id) == ("run.started", f"{attempt}-{offset}")
-    assert RunStarted(**first.data) == RunStarted(run_id=ID, attempt=attempt, offset=offset, model=text)
+    assert RunStarted(**first.data) == RunStarted(run_id=ID, attempt=attempt, offset=offset, model=text[:200])
     assert (second.name, second.id) == ("message.delta", f"{attempt}-{offset + len(text)}")
     assert MessageDelta(**second.data) == MessageDelta(run_id=ID, attempt=attempt, offset=offset, text=text)

@@ -1,15 +1,14 @@
 """Clients hear a run's exact text, whatever is lost between worker and api, and wherever they come from."""
 
 import asyncio
-import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
 import pytest
 
-from services.api import http as http_module
-from services.api import responses
+from services.api import repairs, responses
+from services.api import runs as runs_module
 from services.api import streams as streams_module
 from services.api.dialects.native import NativeEvents
 from services.api.text import PIECE_CODE_POINTS
@@ -134,7 +133,7 @@ async def test_lost_frame_is_brought_again_from_where_the_text_ends(
         await peers.frame(started(run_id), delta(run_id, 0, "one "))
         await peers.frame(delta(run_id, 8, "three "))
         attach = await peers.attached()
-        assert attach == AttachRun(run_id=run_id, subscriber=peers.api.process, offset=4)
+        assert attach == AttachRun(run_id=run_id, subscriber=peers.api.process, offset=4, attempt=1)
         await peers.frame(started(run_id, offset=4), delta(run_id, 4, "two three "), delta(run_id, 14, "four"))
         await peers.frame(ended(run_id, 18))
         assert (await stream.read_all()).text == "one two three four"
@@ -152,8 +151,8 @@ async def test_stale_event_does_not_pass_for_the_missing_text(
     monkeypatch: pytest.MonkeyPatch,
     stale: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr(streams_module, "ATTACH_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(streams_module, "RETRY_S", 0.05)
+    monkeypatch.setattr(repairs, "ATTACH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(repairs, "RETRY_S", 0.05)
     async with client.stream(conversation_id, "hello") as stream:
         run_id = (await peers.submitted()).run_id
         peers.watched(a_run(run_id, status="running", attempt=2), bases=(0, 0))
@@ -168,12 +167,15 @@ async def test_stale_event_does_not_pass_for_the_missing_text(
 async def test_worker_that_hangs_does_not_keep_the_text_of_others_from_being_brought(
     peers: Peers, client: NativeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams_module, "ATTACH_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(streams_module, "RETRY_S", 60.0)
-    monkeypatch.setattr(peers.streams, "_attaches", asyncio.Semaphore(1))
+    monkeypatch.setattr(repairs, "ATTACH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(repairs, "RETRY_S", 60.0)
+    monkeypatch.setattr(peers.streams._repairs, "_attaches", asyncio.Semaphore(1))
     hung, healthy = new_id(), new_id()
     peers.answers[WatchRun] = lambda request: RunWatched(
-        run=a_run(request.run_id, status="running", attempt=1), owner=peers.worker.process, bases=(0,)
+        run=a_run(request.run_id, status="running", attempt=1),
+        owner=peers.worker.process,
+        bases=(0,),
+        deadline=datetime.now(UTC) + timedelta(minutes=5),
     )
     async with client.events(hung):
         assert (await peers.attached()).run_id == hung
@@ -268,10 +270,7 @@ async def test_owner_that_is_gone_is_no_error_and_the_next_claim_brings_the_text
     peers: Peers, client: NativeClient
 ) -> None:
     run_id = new_id()
-    peers.watched(a_run(run_id, status="running", attempt=1), bases=(0,))
-    gone = peers.worker.process + "-gone"
-    watched = peers.answers[WatchRun]
-    peers.answers[WatchRun] = lambda request: watched(request).model_copy(update={"owner": gone})
+    peers.watched(a_run(run_id, status="running", attempt=1), bases=(0,), owner=peers.worker.process + "-gone")
     async with client.events(run_id) as stream:
         await stream.read_until("run.started")
         await peers.frame(started(run_id, 2, 0), delta(run_id, 0, "again", attempt=2), ended(run_id, 5, attempt=2))
@@ -386,7 +385,7 @@ async def test_run_that_is_read_again_meanwhile_is_not_detached(peers: Peers) ->
 async def test_run_that_nobody_ends_is_not_waited_for_beyond_its_deadline(
     peers: Peers, client: NativeClient, conversation_id: str, monkeypatch: pytest.MonkeyPatch, body: dict[str, bool]
 ) -> None:
-    monkeypatch.setattr(http_module, "END_MARGIN_S", 0.3)
+    monkeypatch.setattr(runs_module, "END_MARGIN_S", 0.3)
     begun = asyncio.get_running_loop().time()
     if body["stream"]:
         async with client.stream(conversation_id, "hello", deadline_s=1) as stream:
@@ -407,8 +406,8 @@ async def test_run_that_nobody_ends_is_not_waited_for_beyond_its_deadline(
 async def test_follower_of_a_run_that_nobody_ends_is_sent_elsewhere_in_the_end(
     peers: Peers, client: NativeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_module, "END_MARGIN_S", 0.5)
-    peers.watched(a_run(new_id(), created_at=datetime.now(UTC) - timedelta(seconds=2000)))
+    monkeypatch.setattr(runs_module, "END_MARGIN_S", 0.5)
+    peers.watched(a_run(new_id()), left_s=-2000)
     begun = asyncio.get_running_loop().time()
     async with client.events(new_id()) as stream:
         assert (await stream.read_all()).names == ["run.queued", "reconnect"]
@@ -461,14 +460,7 @@ async def test_slow_client_gets_all_of_it_later_and_holds_up_nobody(
 async def _open_slowly(
     peers: Peers, run_id: str, reads_after_s: float | None = 1.0
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    connection = socket.socket()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", peers.port))
-    reader, writer = await asyncio.open_connection(sock=connection, limit=64 * 1024 * 1024)
-    writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport can
-    request = f"GET /chat/v1/runs/{run_id}/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer key-of-one\r\n\r\n"
-    writer.write(request.encode())
+    reader, writer = await peers.open_slowly("GET", f"/runs/{run_id}/events")
     await peers.asks(WatchRun)
     if reads_after_s is not None:
         asyncio.get_running_loop().call_later(reads_after_s, writer.transport.resume_reading)  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import aio_pika
 import pytest
+from aio_pika.exceptions import ChannelInvalidStateError
 
 from shared.broker import Broker, BrokerUnavailable, Delivery, NoReply, QueueFull, Unroutable, open_broker
 from shared.broker.errors import translated
@@ -14,9 +15,10 @@ from shared.broker.link import amqp_url
 from shared.contracts.base import Message
 from shared.contracts.jobs import AttachRun, CancelRun, GenerateReply, TurnRejected
 from shared.contracts.problems import ServiceError, refused
-from shared.contracts.resources import Conversation, InputMessage, KeyGrant
+from shared.contracts.resources import Conversation, KeyGrant
 from shared.contracts.store import CheckKey, Done, Ping
 from shared.ids import new_id
+from tests.broker.making import job
 from tests.stack.rooms import Vhost
 
 DEADLINE_S = 20
@@ -30,18 +32,6 @@ CONVERSATION = Conversation(
     created_at=datetime.now(UTC),
     updated_at=datetime.now(UTC),
 )
-
-
-def job(text: str = "Hello") -> GenerateReply:
-    return GenerateReply(
-        run_id=new_id(),
-        tenant="default",
-        model="m",
-        temperature=None,
-        max_tokens=None,
-        messages=(InputMessage(role="user", content=text),),
-        deadline=datetime.now(UTC),
-    )
 
 
 class Services:
@@ -322,6 +312,27 @@ async def test_a_cancellation_that_somebody_asked_for_stays_one() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_cancellation_is_not_hidden_by_what_breaks_because_of_it() -> None:
+    async def waits() -> None:
+        while True:
+            try:
+                with translated("look"):
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        # As aiormq does with a channel whose call was cancelled.
+                        raise ChannelInvalidStateError("closed")
+            except BrokerUnavailable:
+                pass  # a loop that is meant to live goes on
+
+    task = asyncio.create_task(waits())
+    await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait((task,), timeout=5)
+    task.cancel()
+    assert done
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 
 from services.conversation_store.main import StoreSettings, serve
 from services.conversation_store.repository import Repository, connected, migrate, open_repository
+from services.conversation_store.sweeper import Pace
 from shared.broker import Broker, Delivery, open_broker
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.store import Ping
@@ -65,10 +66,19 @@ class Surroundings:
         await delivery.ack()
         return delivery.message
 
+    def working(self) -> AbstractAsyncContextManager[None]:
+        """While this lasts, the worker takes jobs."""
+        return self.worker.working(GenerateReply, self.jobs.put_nowait, prefetch=1000)
+
 
 @asynccontextmanager
-async def surrounded(vhost: Vhost, database: str, **settings: Any) -> AsyncIterator[Surroundings]:
-    """A store in this process on the vhost and the database, which is migrated, with others around it."""
+async def surrounded(
+    vhost: Vhost, database: str, *, pace: Pace | None = None, works: bool = True, **settings: Any
+) -> AsyncIterator[Surroundings]:
+    """A store in this process on the vhost and the database, which is migrated, with others around it.
+
+    works: the worker takes jobs from the start.
+    """
     given = {
         "amqp_url": vhost.amqp_url("parley-store"),
         "mongodb_url": database,
@@ -78,7 +88,7 @@ async def surrounded(vhost: Vhost, database: str, **settings: Any) -> AsyncItera
     }
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve(StoreSettings(**(given | settings)), stop))
+        tasks.create_task(serve(StoreSettings(**(given | settings)), stop, pace=pace))
         try:
             async with (
                 open_broker(vhost.amqp_url("parley-api"), "api") as api,
@@ -91,7 +101,7 @@ async def surrounded(vhost: Vhost, database: str, **settings: Any) -> AsyncItera
 
                 async with (
                     api.subscribed(api.process, on_frame, lambda: None),
-                    worker.working(GenerateReply, around.jobs.put_nowait, prefetch=1000),
+                    around.working() if works else nullcontext(),
                 ):
                     await api.call(Ping(), timeout=DEADLINE_S)
                     yield around

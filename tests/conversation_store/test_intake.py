@@ -149,7 +149,11 @@ async def test_turn_without_a_login_and_one_that_is_none_do_not_stop_the_queue(
     await outside.submit(b'{"run_id": 1}')
     good = submit_turn()
     await outside.submit(good.to_json())
-    assert (await outside.outcome())["run"]["id"] == good.run_id
+    told = {outcome["type"]: outcome for outcome in (await outside.outcome(), await outside.outcome())}
+    assert told["TurnAccepted"]["run"]["id"] == good.run_id
+    rejected = told["TurnRejected"]
+    assert (rejected["run_id"], rejected["code"]) == ("", "invalid_request")
+    assert "/run_id" in rejected["detail"]
     assert await documents.turns.find_one({"_id": nobodys.run_id}) is None
 
 

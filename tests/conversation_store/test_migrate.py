@@ -22,6 +22,8 @@ TURN_INDEXES = {
     "conversation_active",
     "tenant_idempotency_key",
     "status_next_check",
+    "keyed",
+    "waiting",
     "tenant_text",
     "expiry",
     "untold",

@@ -13,9 +13,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from infra.local.mongod import Mongod, find_mongod
-from services.conversation_store.repository import connected, migrate
+from services.conversation_store.repository import TurnCommits, connected, migrate
 from shared.contracts.problems import ServiceError
-from shared.contracts.store import GetRun, Ping, SubmitTurn
+from shared.contracts.store import GetRun, ListDeadLetters, Ping, SubmitTurn
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded
 from tests.conversation_store.making import TENANT, claim_run, create_conversation, finish_run, in_seconds, submit_turn
 from tests.stack.rooms import Vhost
@@ -108,6 +108,56 @@ async def test_turn_that_is_committed_after_its_submitter_has_left_is_withdrawn(
     again = await around.api.call(submit_turn(idempotency_key="k"))
     assert not again.replayed
     assert (await around.job()).run_id == again.run.id
+
+
+@pytest.mark.timeout(120)
+async def test_waiting_turn_that_is_committed_too_late_is_withdrawn_and_those_behind_it_are_answered(
+    around: Surroundings, mongod: OwnMongod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation_id = (await around.api.call(create_conversation())).id
+    waits: dict[str, Any] = {"conversation_id": conversation_id, "on_busy": "enqueue"}
+    first, late, last = (
+        submit_turn("first", **waits),
+        submit_turn(reply_by=in_seconds(3), **waits),
+        submit_turn(**waits),
+    )
+    await around.api.call(first)
+    insert = TurnCommits.insert
+
+    def frozen(commits: TurnCommits, document: dict[str, Any]) -> asyncio.Future[None]:
+        mongod.freeze()
+        return insert(commits, document)
+
+    monkeypatch.setattr(TurnCommits, "insert", frozen)
+    assert await refused(around, late) == "unavailable"
+    monkeypatch.undo()
+    mongod.thaw()
+    await until_cancelled(around, late)
+    await around.api.call(last, timeout=DEADLINE_S)
+    assert (await around.job()).run_id == first.run_id
+    await around.worker.call(claim_run(first.run_id), timeout=DEADLINE_S)
+    await around.worker.publish(finish_run(first.run_id))
+    assert (await around.job()).run_id == last.run_id
+
+
+@pytest.mark.timeout(120)
+async def test_dead_job_is_held_while_the_database_is_away_and_then_kept(
+    around: Surroundings, mongod: OwnMongod
+) -> None:
+    command = submit_turn(subscriber=around.api.process)
+    await around.api.call(command)
+    delivery = await asyncio.wait_for(around.jobs.get(), DEADLINE_S)
+    mongod.freeze()
+    await delivery.reject()
+    async with asyncio.timeout(DEADLINE_S):
+        # Taken from the queue, and in the store's hands.
+        while await around.worker.depth("inference.jobs") or await around.worker.depth("chat.dead-letters"):
+            await asyncio.sleep(0.05)
+    mongod.thaw()
+    ended = (await around.frame())["events"][0]["run"]
+    assert (ended["id"], ended["status"]) == (command.run_id, "failed")
+    [letter] = (await around.api.call(ListDeadLetters(limit=10, cursor=None), timeout=DEADLINE_S)).data
+    assert letter.run_id == command.run_id
 
 
 @pytest.mark.timeout(120)

@@ -6,7 +6,7 @@ from shared.contracts.resources import InputMessage
 
 def turn(seq: int, output: str = "a") -> PastTurn:
     question = InputMessage(role="user", content=f"q{seq}")
-    return PastTurn(f"run-{seq}", seq, False, len(question.content) + len(output), (question,), output)
+    return PastTurn(f"run-{seq}", seq, False, False, len(question.content) + len(output), (question,), output)
 
 
 def told(history: History) -> list[str]:

@@ -11,7 +11,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from services.conversation_store.documents import Document, Turn, new_turn, present
 from services.conversation_store.prompts import Budget, History
 from services.conversation_store.repository import Applied, DuplicateTurn, Repository, open_repository
-from services.conversation_store.turns import Cancel, Claim, Finish, Watch, Withdraw
+from services.conversation_store.turns import LEASE, Cancel, Claim, Finish, Watch, Withdraw
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn
 from shared.ids import new_id
@@ -105,7 +105,7 @@ async def test_turn_goes_from_claim_to_finish(repository: Repository, documents:
     state = claimed.turn.state()
     assert state.renewed_at is not None
     assert abs(state.renewed_at - datetime.now(UTC)) < timedelta(seconds=3)
-    assert state.next_check == claimed.turn.deadline
+    assert state.next_check == state.renewed_at + LEASE
     watched = await applied(repository.turns.apply(command.run_id, Watch("api-2"), tenant=TENANT))
     assert watched.turn.state().subscribers == ("api-1", "api-2")
     finished = await applied(repository.turns.apply(command.run_id, finish()))
@@ -184,6 +184,7 @@ async def test_marks_are_written_without_touching_the_state(repository: Reposito
     await repository.create_conversation(conversation)
     command = submit_turn(conversation_id=conversation.conversation_id)
     await repository.turns.insert(document(command, login="svc"))
+    await applied(repository.turns.apply(command.run_id, Cancel()))
     later = present() + timedelta(seconds=5)
     repository.turns.mark_published(command.run_id)
     repository.turns.touch(conversation.conversation_id, later)
@@ -196,7 +197,7 @@ async def test_marks_are_written_without_touching_the_state(repository: Reposito
     turn = await documents.turns.find_one({"_id": command.run_id})
     assert turn is not None
     assert "outcome_pending" not in turn
-    assert turn["revision"] == 1
+    assert turn["revision"] == 2
     async with asyncio.timeout(10):
         while True:
             found = await repository.conversation(TENANT, conversation.conversation_id)
@@ -204,7 +205,7 @@ async def test_marks_are_written_without_touching_the_state(repository: Reposito
             if found.updated_at == later:
                 break
             await asyncio.sleep(0.02)
-    assert found.active_run_id == command.run_id
+    assert found.active_run_id is None
 
 
 async def test_withdrawn_turn_gives_its_key_free(repository: Repository) -> None:
@@ -229,8 +230,9 @@ async def test_deleted_conversation_keeps_its_usage_and_nothing_it_said(
     await repository.turns.insert(document(live, 2))
     await repository.turns.apply(live.run_id, claim())
 
-    assert await repository.delete_conversation("other", conversation.conversation_id) == (False, None)
-    assert await repository.delete_conversation(TENANT, conversation.conversation_id) == (True, live.run_id)
+    assert not await repository.delete_conversation("other", conversation.conversation_id)
+    assert await repository.waiting.live(conversation.conversation_id, tenant=TENANT) == [live.run_id]
+    assert await repository.delete_conversation(TENANT, conversation.conversation_id)
     late = await applied(repository.turns.apply(live.run_id, finish("secret late answer")))
     assert late.verdict == "finished"
 
@@ -241,7 +243,7 @@ async def test_deleted_conversation_keeps_its_usage_and_nothing_it_said(
     assert await repository.conversation(TENANT, conversation.conversation_id) is None
     assert not await repository.has_conversation(TENANT, conversation.conversation_id)
     assert await repository.create_conversation(conversation) is None
-    assert await repository.delete_conversation(TENANT, conversation.conversation_id) == (False, None)
+    assert not await repository.delete_conversation(TENANT, conversation.conversation_id)
 
 
 async def test_texts_that_fit_into_no_prompt_are_not_read(repository: Repository) -> None:

@@ -2,14 +2,33 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.conversation_store.documents import state_changes
-from services.conversation_store.turns import Cancel, Claim, Command, Finish, TurnState, Watch, Withdraw, decide
+from services.conversation_store.turns import (
+    LEASE,
+    OVERDUE,
+    PUBLISH_CHECK,
+    TAKEOVER_CHECK,
+    AttemptLimits,
+    Bury,
+    Cancel,
+    Claim,
+    Command,
+    Finish,
+    Promote,
+    Replay,
+    Sweep,
+    TurnState,
+    Watch,
+    Withdraw,
+    decide,
+)
 from shared.contracts.problems import RunError
-from shared.contracts.resources import TerminalStatus
+from shared.contracts.resources import RunStatus, TerminalStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DEADLINE = NOW + timedelta(seconds=20)
@@ -33,7 +52,7 @@ def after(*commands: Command, at: datetime = NOW, start: TurnState = QUEUED) -> 
     return start
 
 
-def test_first_claim_starts_the_first_attempt_and_holds_until_the_deadline() -> None:
+def test_first_claim_starts_the_first_attempt_and_gives_a_lease() -> None:
     decision = decide(QUEUED, claim(), NOW)
     assert decision.verdict == "granted"
     assert decision.after == replace(
@@ -43,21 +62,24 @@ def test_first_claim_starts_the_first_attempt_and_holds_until_the_deadline() -> 
         worker="w1",
         job_message_id="m1",
         renewed_at=NOW,
-        next_check=DEADLINE,
+        next_check=NOW + LEASE,
         bases=(0,),
+        published=True,
         started_at=NOW,
     )
 
 
 def test_owner_that_claims_again_keeps_its_attempt_and_takes_the_new_message() -> None:
     running = after(claim())
-    again = decide(running, claim(message="m2", redelivered=True), NOW + timedelta(hours=1))
-    assert (again.verdict, again.after) == ("granted", replace(running, job_message_id="m2"))
+    later = NOW + timedelta(seconds=30)
+    again = decide(running, claim(message="m2", redelivered=True), later)
+    renewed = replace(running, job_message_id="m2", renewed_at=later, next_check=later + LEASE)
+    assert (again.verdict, again.after) == ("granted", renewed)
 
 
 def test_second_worker_is_told_busy_while_the_lease_holds() -> None:
     running = after(claim())
-    for late in (NOW + timedelta(seconds=4), DEADLINE - timedelta(seconds=1)):
+    for late in (NOW + timedelta(seconds=4), NOW + LEASE - timedelta(milliseconds=1)):
         assert decide(running, claim("w2", "m2"), late).verdict == "busy"
         # A second publish is not a redelivery, however long its worker waited.
         assert decide(running, claim("w2", "m2", redelivered=True, waited=1.2), late).verdict == "busy"
@@ -65,7 +87,7 @@ def test_second_worker_is_told_busy_while_the_lease_holds() -> None:
 
 def test_worker_takes_over_when_the_lease_has_lapsed() -> None:
     running = after(claim())
-    taken = decide(running, claim("w2", "m2"), DEADLINE)
+    taken = decide(running, claim("w2", "m2"), NOW + LEASE)
     assert taken.verdict == "granted"
     assert (taken.after.attempt, taken.after.worker, taken.after.bases) == (2, "w2", (0, 0))
     assert taken.after.started_at == NOW
@@ -164,6 +186,113 @@ def test_watcher_is_added_once_and_only_while_the_run_lives() -> None:
     assert watched.subscribers == ("api-1", "api-2")
     over = after(claim(), finish())
     assert decide(over, Watch("api-2"), NOW).verdict == "over"
+
+
+def running(held: int = 0, **fields: Any) -> TurnState:
+    return replace(after(claim()), held=held, held_attempt=int(held > 0), **fields)
+
+
+def test_run_that_loses_its_workers_without_more_text_is_given_up() -> None:
+    state, now = QUEUED, NOW
+    verdicts: list[str] = []
+    for n, held in enumerate([0, 10, 12, 12, 5, 12, 12, 12]):
+        verdicts.append((decision := decide(state, claim(f"w{n}"), now)).verdict)
+        state = replace(decision.after, held=held, held_attempt=n + 1)
+        now += LEASE
+    # The second and the third had more to show than any before them.
+    assert (verdicts, state.fruitless) == (["granted"] * 7 + ["exhausted"], 5)
+    assert (state.status, state.dead_lettered) == ("incomplete", True)
+
+
+def test_run_is_given_up_after_so_many_attempts_whatever_text_they_left() -> None:
+    few = AttemptLimits(attempts=2, fruitless=5)
+    state, now = QUEUED, NOW
+    for n, verdict in enumerate(["granted", "granted", "exhausted", "exhausted"]):
+        decision = decide(state, replace(claim(f"w{n}"), limits=few), now)
+        assert decision.verdict == verdict
+        state, now = replace(decision.after, held=decision.after.held + 10, held_attempt=n + 1), now + LEASE
+
+
+def test_attempt_that_goes_on_begins_with_what_all_since_have_kept() -> None:
+    lost = replace(running(100), attempt=3, bases=(0, 60, 80))
+    for continues, base in ((True, 60), (False, 0)):
+        taken = decide(lost, replace(claim("w2", "m2"), continues=continues), NOW + LEASE)
+        assert taken.after.bases == (0, 60, 80, base)
+
+
+def test_sweep_leaves_a_run_that_is_renewed_and_looks_again_when_its_lease_ends() -> None:
+    renewed = running(renewed_at=NOW + timedelta(seconds=4))
+    swept = decide(renewed, Sweep(queue_is_empty=True), NOW + LEASE)
+    assert (swept.verdict, swept.after) == ("left", replace(renewed, next_check=NOW + timedelta(seconds=9)))
+    early = decide(renewed, Sweep(queue_is_empty=True), NOW + LEASE - timedelta(milliseconds=1))
+    assert (early.verdict, early.after) == ("left", renewed)
+
+
+def test_sweep_publishes_a_lost_run_once_and_again_only_if_its_job_is_lost_too() -> None:
+    state, now = running(), NOW + LEASE
+    story = [(False, "republish"), (False, "left"), (True, "republish"), (False, "left")]
+    for queue_is_empty, verdict in story:
+        decision = decide(replace(state, deadline=NOW + timedelta(hours=1)), Sweep(queue_is_empty), now)
+        assert (decision.verdict, decision.after.next_check) == (verdict, now + TAKEOVER_CHECK)
+        state, now = decision.after, now + TAKEOVER_CHECK
+
+
+def test_sweep_publishes_what_is_unpublished_and_what_was_lost_from_the_queue() -> None:
+    unpublished = replace(QUEUED, next_check=NOW + PUBLISH_CHECK)
+    assert decide(unpublished, Sweep(queue_is_empty=False), NOW + PUBLISH_CHECK).verdict == "republish"
+    published = replace(unpublished, published=True)
+    for queue_is_empty, seconds, verdict in ((False, 11, "left"), (True, 9, "left"), (True, 10, "republish")):
+        assert decide(published, Sweep(queue_is_empty), NOW + timedelta(seconds=seconds)).verdict == verdict
+    # It came into the queue only now, however long it has waited for that.
+    promoted = replace(published, queued_at=NOW + timedelta(seconds=5))
+    assert decide(promoted, Sweep(queue_is_empty=True), NOW + timedelta(seconds=11)).verdict == "left"
+
+
+def test_sweep_never_looks_again_later_than_at_the_deadline() -> None:
+    now = DEADLINE - timedelta(seconds=1)
+    for state in (running(), replace(QUEUED, published=True), replace(QUEUED, status="waiting")):
+        swept = decide(replace(state, next_check=now), Sweep(queue_is_empty=True), now)
+        assert swept.after.next_check == DEADLINE
+        ended = decide(swept.after, Sweep(queue_is_empty=True), DEADLINE)
+        assert (ended.verdict, ended.after.status) == ("ended", "failed")
+
+
+def test_run_that_ends_without_its_worker_has_the_checkpointed_text_as_an_attempt_of_its_own() -> None:
+    ended = decide(running(7, deadline=NOW), Sweep(queue_is_empty=True), NOW + LEASE).after
+    assert (ended.status, ended.attempt, ended.bases, ended.held_attempt) == ("incomplete", 2, (0, 7), 2)
+    assert ended.result is not None
+    assert (ended.result.keeps_checkpoint, ended.result.length, ended.result.output) == (True, 7, None)
+    assert decide(replace(ended, result=None), finish(), NOW + LEASE).verdict == "superseded"
+
+
+def test_worker_that_renews_long_past_the_deadline_keeps_its_run_no_longer() -> None:
+    end = DEADLINE + OVERDUE + LEASE
+    outcomes: list[tuple[RunStatus, RunStatus]] = [("running", "failed"), ("cancelling", "cancelled")]
+    for status, outcome in outcomes:
+        renewed = replace(running(), status=status, renewed_at=end, next_check=NOW)
+        assert decide(renewed, Sweep(queue_is_empty=True), end - timedelta(milliseconds=1)).verdict == "left"
+        assert decide(renewed, Sweep(queue_is_empty=True), end).after.status == outcome
+    for asked in (QUEUED, running()):
+        for worker in ("w1", "w2"):
+            assert decide(asked, claim(worker), DEADLINE + OVERDUE).verdict == "over"
+            assert decide(asked, claim(worker), DEADLINE + OVERDUE - timedelta(milliseconds=1)).verdict == "granted"
+
+
+def test_run_that_is_repeated_counts_its_attempts_anew() -> None:
+    failed = replace(decide(running(4), Bury(), NOW + LEASE).after, result=None, fruitless=4, attempt=9)
+    replayed = decide(failed, Replay(DEADLINE + LEASE), NOW + LEASE)
+    assert (replayed.verdict, replayed.after.status, replayed.after.published) == ("replayed", "queued", False)
+    assert (replayed.after.fruitless, replayed.after.attempts_before, replayed.after.held) == (0, 9, 4)
+    assert decide(replayed.after, Replay(DEADLINE + LEASE), NOW + LEASE) == replace(replayed)
+    for state in (after(claim(), finish()), after(Cancel()), replace(failed, erased=True), running()):
+        assert decide(state, Replay(DEADLINE + LEASE), NOW).verdict == "over"
+
+
+def test_turn_is_promoted_once() -> None:
+    promoted = decide(replace(QUEUED, status="waiting"), Promote(), NOW)
+    assert (promoted.verdict, promoted.after.status, promoted.after.queued_at) == ("promoted", "queued", NOW)
+    assert decide(promoted.after, Promote(), DEADLINE) == promoted
+    assert decide(after(claim(), start=promoted.after), Promote(), NOW).verdict == "over"
 
 
 COMMANDS = st.one_of(

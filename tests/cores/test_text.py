@@ -90,7 +90,7 @@ class Worker:
         """What WatchRun and AttachRun do once nothing is lost: the last attempt's text, from where ours ends."""
         attempt, whole = len(self.run), self.run[-1][1]
         text.adopt(attempt, self.bases, MODEL)
-        offset = min(text.length, len(whole))
+        offset = min(text.reach, len(whole))
         assert text.start(attempt, offset, MODEL)
         assert text.append(attempt, offset, whole[offset:])
 
@@ -176,7 +176,9 @@ def test_attempt_that_was_never_heard_of_makes_the_text_begin_anew() -> None:
     assert not text.start(3, 3, MODEL), "what attempt 2 kept is not known: the store has to be asked"
     assert text.attempt == 1
     text.adopt(3, [], MODEL)
-    assert (text.length, text.resume(1, 3)) == (0, 0)
+    assert (text.attempt, text.length, text.reach) == (1, 3, 0), "kept for the worker that may ask for it"
+    assert text.start(3, 0, MODEL)
+    assert (text.attempt, text.length, text.resume(1, 3)) == (3, 0, 0)
 
 
 def test_delta_of_an_attempt_whose_start_was_lost_does_not_fit() -> None:

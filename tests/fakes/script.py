@@ -1,6 +1,6 @@
-"""What the fake model server does with one request, written into the name of the model that is asked for."""
+"""What the fake model server does with one request, written into the model's name or into the user's last message."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode
@@ -91,7 +91,7 @@ class Script:
 
     @property
     def model(self) -> str:
-        """The model name that says all this."""
+        """The model name that says all this; a user's message to a model that is named otherwise may say it too."""
         told = {
             field.name: int(value) if isinstance(value, bool) else value
             for field in fields(self)
@@ -118,3 +118,14 @@ class Script:
             kind: Callable[[str], Any] = type(defaults[name])
             told[name] = value == "1" if kind is bool else kind(value)
         return cls(**told)
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> "Script":
+        """The script of a request: in its model's name, else in the last words of its user. Raises ValueError.
+
+        So a run may be asked of a model that the worker knows by name, and still say how it is to be answered.
+        """
+        said = [str(message["content"]) for message in body["messages"] if message["role"] == "user"]
+        if said and said[-1].startswith(f"{PREFIX}?") and "?" not in body["model"]:
+            return cls.parse(said[-1])
+        return cls.parse(body["model"])

@@ -156,6 +156,39 @@ async def test_trailing_assistant_message_is_honoured_as_told(
     assert (await read(client, script, prefix=script.text[:33]))[0] == expected
 
 
+async def test_script_may_be_told_in_the_message_to_a_model_named_otherwise(
+    client: openai.AsyncOpenAI, upstream: FakeUpstream
+) -> None:
+    script = Script(tag="told", tokens=5)
+    said: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": script.model}]
+    answer = await client.chat.completions.create(model="anything", messages=said)
+    assert answer.choices[0].message.content == script.text
+    # A model that says how it answers is believed, whatever is in the message.
+    answer = await client.chat.completions.create(model=Script(tag="named", tokens=3).model, messages=said)
+    assert answer.choices[0].message.content == expected_text(3, "named")
+    assert len(upstream.requests("told")) == 1
+
+
+async def test_calls_testify_when_they_were_open_and_from_which_prefix_they_went_on(
+    client: openai.AsyncOpenAI, upstream: FakeUpstream
+) -> None:
+    held = Script(tag="open", tokens=4, hold_after=2)
+    reading = asyncio.create_task(read(client, held, prefix=held.text[:5]))
+    first = await upstream.wait_written("open", 2)
+    assert upstream.open_now == [first]
+    assert first.prefix == held.text[:5]
+    await read(client, Script(tag="other"))
+    (second,) = upstream.requests("other")
+    assert second.prefix == ""
+    assert first.overlaps(second)
+    assert second.overlaps(first)
+    await upstream.gate("open").open()
+    await reading
+    await read(client, Script(tag="later"))
+    assert upstream.open_now == []
+    assert not first.overlaps(upstream.requests("later")[0])
+
+
 async def test_gate_lets_through_one_token_at_a_time_and_the_end_last(
     client: openai.AsyncOpenAI, upstream: FakeUpstream
 ) -> None:

@@ -1,4 +1,4 @@
-"""A fake OpenAI-compatible model server that does exactly what the asked model's name says, and keeps a record.
+"""A fake OpenAI-compatible model server that does exactly what it is asked in the model's name, and testifies to it.
 
 In a test:      async with FakeUpstream() as upstream: ... upstream.base_url, Script(tokens=5, cut_after=3).model
 As a process:   python -m tests.fakes.upstream --port 9100       (no gates, no records: knobs only)
@@ -7,7 +7,7 @@ As a process:   python -m tests.fakes.upstream --port 9100       (no gates, no r
 import argparse
 import asyncio
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -29,15 +29,34 @@ class Received:
     headers: dict[str, str]
     body: dict[str, Any]
     at: float
-    tokens_written: int = 0
+    client_port: int = 0
+    """Whose connection it came by."""
+    written_at: list[float] = field(default_factory=list)
+    """When each token was written."""
     outcome: Outcome = "open"
     ended_at: float | None = None
+
+    @property
+    def tokens_written(self) -> int:
+        """How many tokens of the answer have left."""
+        return len(self.written_at)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The prompt that reached the provider."""
         messages: list[dict[str, Any]] = self.body["messages"]
         return messages
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the answer that the client wants to be gone on with; empty if it asked for a whole one."""
+        last = self.messages[-1]
+        return str(last["content"]) if last["role"] == "assistant" else ""
+
+    def overlaps(self, other: "Received") -> bool:
+        """Whether both calls were open at one moment."""
+        ends = [float("inf") if call.ended_at is None else call.ended_at for call in (self, other)]
+        return self.at < ends[1] and other.at < ends[0]
 
 
 @dataclass
@@ -70,6 +89,7 @@ class FakeUpstream:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.received: list[Received] = []
+        self._by_tag: defaultdict[str, list[Received]] = defaultdict(list)
         self._host, self._port = host, port
         self._gates: dict[str, Gate] = {}
         self._asked: Counter[str] = Counter()
@@ -105,7 +125,12 @@ class FakeUpstream:
 
     def requests(self, tag: str) -> list[Received]:
         """What came in for `tag`, in order."""
-        return [request for request in self.received if request.script.tag == tag]
+        return list(self._by_tag.get(tag, ()))
+
+    @property
+    def open_now(self) -> list[Received]:
+        """The calls whose answers are not over yet."""
+        return [request for request in self.received if request.outcome == "open"]
 
     async def wait_until(self, condition: Callable[[], bool], timeout: float = 10) -> None:
         """Returns once `condition` holds; it is looked at after every request, token and end. Raises TimeoutError."""
@@ -116,7 +141,7 @@ class FakeUpstream:
         """Waits until request number `request` of `tag` has had `tokens` tokens written to it."""
 
         def written() -> bool:
-            found = self.requests(tag)
+            found = self._by_tag.get(tag, ())
             return len(found) > request and found[request].tokens_written >= tokens
 
         await self.wait_until(written, timeout)
@@ -126,7 +151,7 @@ class FakeUpstream:
         """Waits until the answer to request number `request` of `tag` is over, however it ended."""
 
         def ended() -> bool:
-            found = self.requests(tag)
+            found = self._by_tag.get(tag, ())
             return len(found) > request and found[request].outcome != "open"
 
         await self.wait_until(ended, timeout)
@@ -139,11 +164,14 @@ class FakeUpstream:
     async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         try:
-            script = Script.parse(body["model"])
+            script = Script.of(body)
         except ValueError as error:
             return _error(404, json.dumps({"error": {"message": str(error), "code": "model_not_found"}}))
-        record = Received(script, dict(request.headers), body, asyncio.get_running_loop().time())
+        assert request.transport is not None
+        port = request.transport.get_extra_info("peername")[1]
+        record = Received(script, dict(request.headers), body, asyncio.get_running_loop().time(), port)
         self.received.append(record)
+        self._by_tag[script.tag].append(record)
         self._asked[script.model] += 1
         await self._note()
         try:
@@ -210,7 +238,7 @@ class FakeUpstream:
                 if position:
                     await asyncio.sleep(script.drip_s)
                 yield _event(script, _chunk(record, {"content": tokens[position]}))
-                record.tokens_written = position + 1
+                record.written_at.append(asyncio.get_running_loop().time())
                 await self._note()
         for event in _ending(record, len(tokens)):
             yield event
@@ -220,11 +248,8 @@ def _answer_tokens(record: Received) -> list[str]:
     """The tokens to write: all of them, or what is left of them after the assistant's words in the prompt."""
     script = record.script
     tokens = [token(index, script.tag) for index in range(script.tokens)]
-    last = record.messages[-1]
-    if last["role"] != "assistant" or script.prefill == "ignore":
-        return tokens
-    prefix, text = str(last["content"]), "".join(tokens)
-    if not text.startswith(prefix) or script.prefill == "repeat":
+    prefix, text = record.prefix, "".join(tokens)
+    if not prefix or script.prefill in ("ignore", "repeat") or not text.startswith(prefix):
         return tokens
     left, position = [], 0
     for piece in tokens:
@@ -257,7 +282,7 @@ def _usage(record: Received, tokens: int) -> dict[str, int]:
 
 def _whole(record: Received) -> dict[str, Any]:
     tokens = _answer_tokens(record)
-    record.tokens_written = len(tokens)
+    record.written_at += [asyncio.get_running_loop().time()] * len(tokens)
     message = {"role": "assistant", "content": "".join(tokens)}
     answer: dict[str, Any] = {
         "id": "chatcmpl-fake",

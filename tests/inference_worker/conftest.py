@@ -9,13 +9,15 @@ import pytest
 
 from services.inference_worker.main import WorkerSettings, serve
 from shared.broker import Broker, Delivery, open_broker
+from shared.contracts.events import SubscriberText
 from shared.contracts.jobs import FinishRun, GenerateReply
-from shared.contracts.store import ClaimRun, ClaimVerdict
+from shared.contracts.store import Checkpoint, ClaimRun, ClaimVerdict, RunProgress, RunStanding, Standings
 from tests.fakes.upstream import FakeUpstream
 from tests.inference_worker.reader import Reader
 from tests.stack.rooms import Vhost
 
 Decide = Callable[[ClaimRun], Awaitable[ClaimVerdict]]
+Judge = Callable[[Checkpoint], Awaitable[Standings]]
 
 
 class Stage:
@@ -31,6 +33,10 @@ class Stage:
         self.reader = Reader()
         self.attempt = 1
         self.decide: Decide = self.grant
+        self.checkpoints: list[Checkpoint] = []
+        self.held: dict[str, tuple[int, str]] = {}
+        """Of each run, the attempt and the text that the checkpoints have brought."""
+        self.judge: Judge = self.keep
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -38,8 +44,30 @@ class Stage:
         """The usual verdict: yes, and this api wants the frames."""
         return ClaimVerdict(verdict="granted", attempt=self.attempt, subscribers=(self.api.process,))
 
+    async def keep(self, checkpoint: Checkpoint) -> Standings:
+        """The usual answer to a checkpoint: all new text is kept, and what is handed in is over."""
+        told = [RunStanding(run_id=run_id, state="over") for run_id in checkpoint.finished if self._is_over(run_id)]
+        for progress in checkpoint.runs:
+            if self._is_over(progress.run_id):
+                told.append(RunStanding(run_id=progress.run_id, state="over"))
+            elif (held := self._keep(progress)) != progress.offset + len(progress.text):
+                told.append(RunStanding(run_id=progress.run_id, state="kept", held=held))
+        return Standings(runs=tuple(told))
+
+    def _is_over(self, run_id: str) -> bool:
+        return any(finish.run_id == run_id for finish in self.finishes)
+
+    def _keep(self, progress: RunProgress) -> int:
+        attempt, text = self.held.get(progress.run_id, (0, ""))
+        if attempt < progress.attempt:
+            text = text[: progress.base]
+        if progress.offset == len(text):
+            text += progress.text
+        self.held[progress.run_id] = (progress.attempt, text)
+        return len(text)
+
     async def until(self, condition: Callable[[], bool], timeout: float = 15) -> None:
-        """Returns once `condition` holds; it is looked at after every claim, finish and frame."""
+        """Returns once `condition` holds; it is looked at after every claim, checkpoint, finish and frame."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(condition)
 
@@ -74,10 +102,16 @@ class Stage:
 
     @asynccontextmanager
     async def subscribed(self, broker: Broker, reader: Reader) -> AsyncIterator[None]:
-        """`reader` hears the frames for this process."""
+        """`reader` hears the frames for this process, and tells workers that ask what it has."""
 
         def hear(body: bytes) -> None:
+            asked = len(reader.wanted)
             reader.hear(body)
+            for wanted in reader.wanted[asked:]:
+                if wanted.run_id in reader.started:
+                    attempt, text = reader.started[wanted.run_id][0], reader.texts[wanted.run_id]
+                    told = SubscriberText(run_id=wanted.run_id, attempt=attempt, text=text)
+                    self._spawn(broker.answer_text(wanted, told))
             self._note()
 
         async with broker.subscribed(broker.process, hear, lambda: None):
@@ -98,6 +132,25 @@ class Stage:
             async with asyncio.timeout(10):
                 return await taken
 
+    async def cut_connections(self, processes: int) -> None:
+        """Every connection is cut, those of so many processes: the broker tells of new ones after some seconds only."""
+        management = self.vhost.management
+        if management is None:
+            pytest.skip("only the management API can cut connections")
+        async with asyncio.timeout(20):
+            while len(await management.call("GET", f"vhosts/{self.vhost.name}/connections")) < 2 * processes:
+                await asyncio.sleep(0.2)
+        await management.close_connections(self.vhost.name)
+
+    async def lost(self, asked: GenerateReply, text: str, *, attempt: int = 1, reader: Reader | None = None) -> None:
+        """As if a worker had taken the job, answered so much of it to the reader, and died: the job is there again."""
+        reader = reader or self.reader
+        reader.started[asked.run_id] = (attempt, 0, asked.model)
+        reader.texts[asked.run_id] = text
+        self.attempt = attempt + 1
+        await self.store.publish(asked)
+        await self.next_job()
+
     async def assert_no_job_is_left(self, marker: GenerateReply) -> None:
         """Fails if a job is in the queue; what comes back to a queue stands before what is new."""
         await self.store.publish(marker)
@@ -107,6 +160,11 @@ class Stage:
         self.claims.append(claim)
         self._note()
         return await self.decide(claim)
+
+    async def answer_checkpoint(self, checkpoint: Checkpoint) -> Standings:
+        self.checkpoints.append(checkpoint)
+        self._note()
+        return await self.judge(checkpoint)
 
     def take_finish(self, delivery: Delivery[FinishRun]) -> None:
         self.finishes.append(delivery.message)
@@ -134,7 +192,7 @@ async def stage(vhost: Vhost, upstream: FakeUpstream) -> AsyncIterator[Stage]:
     ):
         stage = Stage(store, api, vhost, upstream)
         async with (
-            store.serving({ClaimRun: stage.answer_claim}),
+            store.serving({ClaimRun: stage.answer_claim, Checkpoint: stage.answer_checkpoint}),
             store.working(FinishRun, stage.take_finish, prefetch=100),
             stage.subscribed(api, stage.reader),
         ):

@@ -15,6 +15,7 @@ def job(
     deadline_s: float = 30,
     temperature: float | None = None,
     max_tokens: int | None = None,
+    waited_s: float = 0,
 ) -> GenerateReply:
     """A job whose model makes the fake model server act as `script` says."""
     return GenerateReply(
@@ -25,4 +26,5 @@ def job(
         max_tokens=max_tokens,
         messages=(InputMessage(role="system", content="Be brief."), InputMessage(role="user", content=content)),
         deadline=datetime.now(UTC) + timedelta(seconds=deadline_s),
+        queued_at=datetime.now(UTC) - timedelta(seconds=waited_s),
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from shared.contracts.events import FRAME_MAX_BYTES, Frame, MessageDelta, RunStarted, WorkerAlive
+from shared.contracts.events import FRAME_MAX_BYTES, Frame, MessageDelta, RunStarted, TextWanted, WorkerAlive
 
 
 @dataclass
@@ -13,6 +13,7 @@ class Reader:
     started: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     frames: list[Frame] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    wanted: list[TextWanted] = field(default_factory=list)
 
     def hear(self, body: bytes, now: float = 0.0) -> None:
         assert len(body) < FRAME_MAX_BYTES
@@ -34,5 +35,7 @@ class Reader:
                     for run_id, (attempt, offset) in event.runs.items():
                         assert attempt == self.started[run_id][0]
                         assert offset == len(self.texts[run_id]), "the heartbeat is ahead of what was sent"
+                case TextWanted():
+                    self.wanted.append(event)
                 case _:
                     raise AssertionError(f"a worker does not send {event.type}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.inference_worker import generation
+from services.inference_worker import reading
 from services.inference_worker.providers import Piece
 from services.inference_worker.providers.openai import OpenAIProvider
 from shared.broker import Delivery, Unroutable, open_broker
@@ -69,6 +69,22 @@ async def test_model_server_is_asked_meanwhile_and_nothing_is_shown_before_the_c
         answered.set()
         await stage.heard(asked.run_id, script.text)
         assert (await stage.finished(asked.run_id)).output == script.text
+
+
+async def test_model_server_is_not_asked_for_a_job_that_has_waited_before_the_claim_is_answered(stage: Stage) -> None:
+    asked = job(Script(tag="waited"), waited_s=5)
+    claimed = asyncio.Event()
+
+    async def cancelled_meanwhile(claim: ClaimRun) -> ClaimVerdict:
+        claimed.set()
+        return ClaimVerdict(verdict="over")
+
+    stage.decide = cancelled_meanwhile
+    async with stage.worker():
+        await stage.store.publish(asked)
+        await asyncio.wait_for(claimed.wait(), 10)
+    await stage.assert_no_job_is_left(job(Script()))
+    assert stage.upstream.requests("waited") == []
 
 
 @pytest.mark.parametrize("verdict", ["busy", "over"])
@@ -345,7 +361,7 @@ async def test_answer_with_its_finish_reason_is_complete_whatever_happens_after(
 
 
 async def test_answer_without_end_is_ended_as_if_by_its_length(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "OUTPUT_MAX_CODE_POINTS", 50)
+    monkeypatch.setattr(reading, "OUTPUT_MAX_CODE_POINTS", 50)
     script = Script(tag="long", tokens=100_000, drip_s=0.01)
     asked = job(script)
     async with stage.worker():
@@ -358,9 +374,9 @@ async def test_answer_without_end_is_ended_as_if_by_its_length(stage: Stage, mon
 
 
 async def test_piece_beyond_the_limit_is_cut_there(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def one_piece(_: OpenAIProvider, __: GenerateReply) -> AsyncGenerator[Piece, None]:
+    async def one_piece(_: OpenAIProvider, *__: object) -> AsyncGenerator[Piece, None]:
         # What JSON takes the most bytes for.
-        yield Piece("\x01" * (generation.OUTPUT_MAX_CODE_POINTS + 400_000), "stop", None)
+        yield Piece("\x01" * (reading.OUTPUT_MAX_CODE_POINTS + 400_000), "stop", None)
 
     monkeypatch.setattr(OpenAIProvider, "stream", one_piece)
     asked = job(Script())
@@ -368,7 +384,7 @@ async def test_piece_beyond_the_limit_is_cut_there(stage: Stage, monkeypatch: py
         await stage.store.publish(asked)
         finish = await stage.finished(asked.run_id)
     assert (finish.status, finish.finish_reason) == ("completed", "length")
-    assert finish.output == "\x01" * generation.OUTPUT_MAX_CODE_POINTS
+    assert finish.output == "\x01" * reading.OUTPUT_MAX_CODE_POINTS
     await stage.assert_no_job_is_left(job(Script()))
 
 
@@ -417,14 +433,12 @@ async def test_cancellation_that_nobody_asked_for_is_a_broken_connection(
 
 
 async def test_run_lives_on_when_the_broker_drops_every_connection(stage: Stage) -> None:
-    if stage.vhost.management is None:
-        pytest.skip("only the management API can cut connections")
     script = Script(tag="blip", tokens=30, hold_after=10)
-    asked = job(script)
+    asked = job(script, deadline_s=60)
     async with stage.worker():
         await stage.store.publish(asked)
         await stage.heard(asked.run_id, expected_text(10, "blip"))
-        await stage.vhost.management.close_connections(stage.vhost.name)
+        await stage.cut_connections(processes=3)
         # Waits for the connections to be made anew.
         other = job(Script())
         await stage.store.publish(other, timeout=15)

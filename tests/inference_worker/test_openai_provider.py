@@ -1,6 +1,7 @@
 """The OpenAI provider against a real HTTP server that misbehaves in every way that was seen."""
 
 import asyncio
+import gzip
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -319,6 +320,29 @@ async def test_connection_that_the_server_dropped_meanwhile_is_made_again() -> N
     async with raw_server(b"", answer) as (url, connections), open_openai(url, None, connections=1) as provider:
         heard = await hear(provider, job(Script()))
     assert (heard.text, heard.error, len(connections)) == ("hi", None, 2)
+
+
+async def test_compressed_answers_are_read() -> None:
+    event = gzip.compress(b'data: {"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}]}\n\n')
+    answer = HEAD + b"Content-Encoding: gzip\r\nConnection: close\r\n\r\n" + event
+    refusal = gzip.compress(b'{"error": {"message": "no such model"}}')
+    head = b"HTTP/1.1 404 Not Found\r\nContent-Encoding: gzip\r\nContent-Type: application/json\r\n"
+    refused = head + b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(refusal), refusal)
+    async with raw_server(answer, refused) as (url, _), open_openai(url, None, connections=1) as provider:
+        heard = await hear(provider, job(Script()))
+        assert (heard.text, heard.finish_reason, heard.error) == ("hi", "stop", None)
+        heard = await hear(provider, job(Script()))
+        assert isinstance(heard.error, ProviderRefused)
+        assert str(heard.error).endswith("(404): no such model")
+
+
+async def test_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    event = b'data: {"choices": [{"delta": {"content": "by proxy"}, "finish_reason": "stop"}]}\n\n'
+    async with raw_server(HEAD + b"Connection: close\r\n\r\n" + event) as (url, _):
+        monkeypatch.setenv("http_proxy", url.removesuffix("/v1"))
+        async with open_openai("http://model.invalid/v1", None, connections=1) as provider:
+            heard = await hear(provider, job(Script()))
+    assert (heard.text, heard.error) == ("by proxy", None)
 
 
 @pytest.mark.parametrize("body", [b"[1,2]", b'{"choices": 3}', b'{"choices": [{"delta": {"content": 5}}]}', b'"x"'])

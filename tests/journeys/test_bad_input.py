@@ -71,7 +71,11 @@ INVALID = {
     "no tokens at all": Bad(422, "invalid_request", message(max_tokens=0), places=("/max_tokens",)),
     "deadline too far": Bad(422, "invalid_request", message(deadline_s=901), places=("/deadline_s",)),
     "empty model": Bad(422, "invalid_request", message(model=""), places=("/model",)),
-    "on_busy that comes later": Bad(422, "invalid_request", message(on_busy="enqueue"), places=("/on_busy",)),
+    "unknown on_busy": Bad(422, "invalid_request", message(on_busy="wait"), places=("/on_busy",)),
+    "unknown on_disconnect": Bad(422, "invalid_request", message(on_disconnect="stop"), places=("/on_disconnect",)),
+    "background run with a client that could leave": Bad(
+        422, "invalid_request", message(background=True, on_disconnect="cancel"), places=("/on_disconnect",)
+    ),
     "unknown role": Bad(
         422, "invalid_request", b'{"messages": [{"role": "robot", "content": "a"}]}', places=("/messages/0/role",)
     ),

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ class EventStream:
         self.response = response
         self.transcript = transcript
         self._parser = SseParser()
-        self._ready: list[Event] = []
+        self._ready: deque[Event] = deque()
 
     @property
     def pings(self) -> int:
@@ -117,14 +118,23 @@ class EventStream:
         return self
 
     async def __anext__(self) -> Event:
+        if (event := await self._next()) is None:
+            raise StopAsyncIteration
+        self.transcript.add(event)
+        return event
+
+    async def raw(self) -> AsyncIterator[Event]:
+        """The events as they come, unjudged and past the transcript: for who wants to count what is wrong."""
+        while (event := await self._next()) is not None:
+            yield event
+
+    async def _next(self) -> Event | None:
         while not self._ready:
             piece = await self.response.content.readany()
             if not piece:
-                raise StopAsyncIteration
+                return None
             self._ready.extend(self._parser.feed(piece))
-        event = self._ready.pop(0)
-        self.transcript.add(event)
-        return event
+        return self._ready.popleft()
 
     async def read_until(self, name: str) -> Event:
         """Reads on up to the next event of this name. Fails if the stream ends before."""

@@ -16,6 +16,7 @@ from typing import Literal
 import aiohttp
 
 from infra.local.process import free_port
+from shared import crashpoints
 from tests.fakes.upstream import FakeUpstream
 from tests.stack.backends import Backend
 from tests.stack.client import NativeClient, native_client
@@ -43,17 +44,36 @@ class Service:
         self.log = log
         self.ended_by_test = False
         self.was_ready = False
-        with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", f"services.{name}"],
-                env=_bare_environment() | dict(environment),
+        self.starts = 0
+        """How often it was started."""
+        self._environment = _bare_environment() | dict(environment)
+        self._process = self._start({})
+
+    def _start(self, settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        self.ended_by_test = self.was_ready = False
+        self.starts += 1
+        with self.log.open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"services.{self.name}"],
+                env=self._environment | dict(settings),
                 cwd=_ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
         # For a run that ends without its fixtures' clean-up.
-        atexit.register(self._process.kill)
+        atexit.register(process.kill)
+        return process
+
+    def restart(self, **settings: str) -> None:
+        """Starts it again after its end, where it was; with these settings beyond its own for this time alone.
+
+        The crash point that it was started with is not among its own any more: it has served.
+        """
+        assert self.exit_code is not None, f"{self.log.stem} still runs"
+        atexit.unregister(self._process.kill)
+        self._environment.pop(crashpoints.VARIABLE, None)
+        self._process = self._start(settings)
 
     @property
     def pid(self) -> int:
@@ -148,12 +168,12 @@ class Stack:
 
     @property
     def services(self) -> list[Service]:
-        """All processes that were ever started."""
+        """All processes that were ever started, each once however often it was started again."""
         return [*self.stores, *self.workers, *self.apis]
 
     def start(self, name: Name, **settings: str) -> Service:
         """Starts one more process of a service, at once; `wait_ready` is the caller's. Settings by variable name."""
-        port, among = free_port(), self._among(name)
+        port, among = free_port(), self.among(name)
         known = {
             "PARLEY_AMQP_URL": self.vhost.amqp_url(_BROKER_USERS[name]),
             "PARLEY_LOG_LEVEL": "debug",
@@ -208,7 +228,12 @@ class Stack:
             for secret in (self.key, self.provider_key, self.pepper):
                 assert secret not in written, f"a secret is in {service.log}"
 
-    def _among(self, name: Name) -> list[Service]:
+    @staticmethod
+    def broker_user(name: Name) -> str:
+        """The login of a service at the broker."""
+        return _BROKER_USERS[name]
+
+    def among(self, name: Name) -> list[Service]:
         return {"api": self.apis, "conversation_store": self.stores, "inference_worker": self.workers}[name]
 
     def _own_settings(self, name: Name, port: int) -> dict[str, str]:

@@ -44,6 +44,20 @@ async def test_killed_service_is_gone_at_once_and_held_against_nobody(stack: Sta
     stack.check()
 
 
+async def test_killed_service_starts_again_where_it_was_without_the_crash_point_that_it_had(stack: Stack) -> None:
+    worker = stack.start("inference_worker", PARLEY_CRASH_AT="after_claim", PARLEY_WORKER_SLOTS="7")
+    await worker.wait_ready()
+    worker.kill()
+    await worker.wait_exit()
+    pid = worker.pid
+    worker.restart()
+    await worker.wait_ready()
+    assert (worker.starts, worker.pid != pid, worker.ended_by_test) == (2, True, False)
+    environment = Path(f"/proc/{worker.pid}/environ").read_text()
+    assert "PARLEY_WORKER_SLOTS=7" in environment
+    assert "PARLEY_CRASH_AT" not in environment
+
+
 async def test_secret_in_a_log_is_found(stack: Stack) -> None:
     worker = stack.start("inference_worker")
     worker.kill()

@@ -11,6 +11,8 @@ from shared.contracts.store import SubmitTurn
 
 R = TypeVar("R", bound=Contract)
 
+OnDisconnect = Literal["continue", "cancel"]
+
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
@@ -56,10 +58,14 @@ class Ask(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Have a turn answered: as a stream, as one response at the end, or in the background."""
+    """Have a turn answered: as a stream, as one response at the end, or in the background.
+
+    on_disconnect: what becomes of the run when the client that submitted it leaves, and nobody else here reads it.
+    """
 
     turn: SubmitTurn
     mode: Literal["stream", "whole", "background"]
+    on_disconnect: OnDisconnect
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +95,7 @@ class Endpoint:
 
 
 class Events(Protocol):
-    """One client's stream in the words of its dialect: each neutral event as the bytes that say it.
+    """A run's streams in the words of their dialect: each neutral event as the bytes that say it.
 
     Positions are code points of the answer. What a dialect has no word for is empty.
     """
@@ -134,4 +140,4 @@ class Dialect(Protocol):
         """The headers that name the run, on a stream as on any other answer."""
 
     def events(self, run_id: str) -> Events:
-        """The words for one stream of this run."""
+        """The words for the streams of this run: all of them share what is returned."""

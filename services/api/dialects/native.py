@@ -8,13 +8,26 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import Field, JsonValue, StringConstraints
 
-from services.api.dialects import Answer, Ask, Command, Endpoint, Events, Follow, Incoming, Position, Submit, sse
+from services.api.dialects import (
+    Answer,
+    Ask,
+    Command,
+    Endpoint,
+    Events,
+    Follow,
+    Incoming,
+    OnDisconnect,
+    Position,
+    Submit,
+    sse,
+)
 from services.api.dialects.bodies import Body, Query, invalid, make, read_body, read_query
 from shared.contracts.base import Contract, Id
 from shared.contracts.problems import ErrorCode, FieldError, Problem, refused
 from shared.contracts.resources import InputMessage, Run
 from shared.contracts.store import (
     PAGE_LIMIT_DEFAULT,
+    CancelTurn,
     ConversationChanges,
     CreateConversation,
     DeleteConversation,
@@ -22,6 +35,7 @@ from shared.contracts.store import (
     GetRun,
     ListConversations,
     ListMessages,
+    OnBusy,
     SubmitTurn,
     UpdateConversation,
 )
@@ -81,9 +95,14 @@ class NewTurn(Body):
     model: str | None = None
     temperature: float | None = None
     max_tokens: int | None = None
-    on_busy: Literal["reject"] = "reject"
+    on_busy: OnBusy = "reject"
+    on_disconnect: OnDisconnect = "continue"
     deadline_s: int | None = None
     metadata: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+class Empty(Body):
+    """What a POST takes that needs nothing: no body, or an empty object."""
 
 
 class PageQuery(Query):
@@ -163,6 +182,9 @@ def _submit_turn(call: Incoming) -> Command:
     body = read_body(NewTurn, call.body)
     if body.stream and body.background:
         raise invalid(FieldError(path="/background", message="stream and background exclude each other"))
+    if body.background and body.on_disconnect == "cancel":
+        message = "a background run has no client that could leave"
+        raise invalid(FieldError(path="/on_disconnect", message=message))
     fields: dict[str, Any] = {} if body.deadline_s is None else {"deadline_s": body.deadline_s}
     turn = make(
         SubmitTurn,
@@ -178,12 +200,23 @@ def _submit_turn(call: Incoming) -> Command:
         idempotency_key=_idempotency_key(call),
         **fields,
     )
-    return Submit(turn, "stream" if body.stream else "background" if body.background else "whole")
+    mode: Literal["stream", "whole", "background"] = (
+        "stream" if body.stream else "background" if body.background else "whole"
+    )
+    return Submit(turn, mode, body.on_disconnect)
 
 
 def _get_run(call: Incoming) -> Command:
     read_query(Nothing, call.query)
     return Ask(GetRun(tenant=call.tenant, run_id=_id(call, "run")), _ok)
+
+
+def _cancel_run(call: Incoming) -> Command:
+    run_id = _id(call, "run")
+    read_query(Nothing, call.query)
+    if call.body:
+        read_body(Empty, call.body)
+    return Ask(CancelTurn(tenant=call.tenant, run_id=run_id), _ok, changes=True)
 
 
 def _follow_run(call: Incoming) -> Command:
@@ -208,6 +241,7 @@ class Native:
         Endpoint("GET", f"{PREFIX}/conversations/{{id}}/messages", _list_messages),
         Endpoint("GET", f"{PREFIX}/runs/{{id}}", _get_run),
         Endpoint("GET", f"{PREFIX}/runs/{{id}}/events", _follow_run),
+        Endpoint("POST", f"{PREFIX}/runs/{{id}}/cancel", _cancel_run),
     )
     stream_headers: Mapping[str, str] = sse.HEADERS
 
@@ -260,10 +294,11 @@ class Native:
 class NativeEvents:
     """The events of one run; an event's id is the reader's position after it."""
 
-    __slots__ = ("_run_id",)
+    __slots__ = ("_last_word", "_run_id")
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id.encode()
+        self._last_word: tuple[Run, bytes] | None = None
 
     def queued(self) -> bytes:
         """`run.queued`."""
@@ -290,9 +325,12 @@ class NativeEvents:
 
     def ended(self, attempt: int, length: int, run: Run) -> bytes:
         """`run.completed`, `run.cancelled`, or `run.failed` for a run that was cut too."""
-        name = {"completed": b"run.completed", "cancelled": b"run.cancelled"}.get(run.status, b"run.failed")
-        data = b'{"run_id":"%b","run":%b}' % (self._run_id, run.to_json())
-        return sse.event(name, data, b"%d-%d-end" % (attempt, length))
+        # It holds the whole answer, and a thousand readers share it.
+        if self._last_word is None or self._last_word[0] is not run:
+            name = {"completed": b"run.completed", "cancelled": b"run.cancelled"}.get(run.status, b"run.failed")
+            data = b'{"run_id":"%b","run":%b}' % (self._run_id, run.to_json())
+            self._last_word = run, sse.event(name, data, b"%d-%d-end" % (attempt, length))
+        return self._last_word[1]
 
     def reconnect(self, attempt: int, offset: int) -> bytes:
         """`reconnect`, with what to send as Last-Event-ID."""

@@ -6,15 +6,17 @@ import os
 # the whole store.
 os.environ.setdefault("MOTOR_MAX_WORKERS", "64")
 
-from services.conversation_store.repository.commits import Applied, DuplicateTurn, TurnCommits
+from services.conversation_store.repository.commits import TurnCommits
 from services.conversation_store.repository.database import (
     DEFAULT_TENANT,
     DatabaseUnusable,
+    DuplicateTurn,
     connected,
     ensure_migrated,
     migrate,
 )
 from services.conversation_store.repository.queries import Repository, open_repository
+from services.conversation_store.repository.transitions import Applied
 
 __all__ = [
     "DEFAULT_TENANT",

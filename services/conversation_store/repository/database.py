@@ -8,6 +8,7 @@ import structlog
 from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorCollection, AsyncIOMotorDatabase
 from pymongo import ASCENDING, DESCENDING, TEXT, IndexModel
 from pymongo.errors import (
+    BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
     DuplicateKeyError,
@@ -38,6 +39,9 @@ FIRST_CONNECT_S = 30.0
 
 RETRY_AFTER_S = 2
 
+DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
+
+_DUPLICATE_KEY = 11000
 _INDEX_CONFLICTS = {85, 86}
 
 
@@ -49,6 +53,14 @@ class OutcomeUnknown(PyMongoError):
     """The majority did not confirm a write in time: it may or may not last."""
 
 
+class DuplicateTurn(Exception):
+    """A unique index refused a write; of a turn: its id, its key, its place, or its conversation being busy."""
+
+
+class WriteRefused(Exception):
+    """MongoDB refused a write for good. Says only the error's code: MongoDB's own words repeat the document."""
+
+
 def is_transient(error: PyMongoError) -> bool:
     """The database is away, changing its primary or too slow: the outcome is unknown, and trying again makes sense."""
     return (
@@ -56,6 +68,19 @@ def is_transient(error: PyMongoError) -> bool:
         or error.timeout
         or error.has_error_label("RetryableWriteError")
     )
+
+
+def refusal(fault: Document) -> Exception:
+    """What one fault means."""
+    return DuplicateTurn() if fault["code"] == _DUPLICATE_KEY else WriteRefused(f"code {fault['code']}")
+
+
+def faults(error: BulkWriteError) -> list[Document]:
+    """The faults of single writes. Raises OutcomeUnknown if the batch as a whole is not confirmed."""
+    if error.details.get("writeConcernErrors"):
+        raise OutcomeUnknown("the majority did not confirm in time") from None
+    of_single_writes: list[Document] = error.details["writeErrors"]
+    return of_single_writes
 
 
 @contextmanager
@@ -139,9 +164,19 @@ INDEXES: dict[str, list[IndexModel]] = {
         ),
         IndexModel([("status", ASCENDING), ("next_check", ASCENDING)], name="status_next_check"),
         IndexModel(
+            [("created_at", ASCENDING)],
+            name="keyed",
+            partialFilterExpression={"idempotency_key": {"$exists": True}},
+        ),
+        IndexModel(
             [("tenant", ASCENDING), ("input.content", TEXT), ("output", TEXT)],
             name="tenant_text",
             default_language="none",
+        ),
+        IndexModel(
+            [("status", ASCENDING), ("conversation_id", ASCENDING), ("seq", ASCENDING)],
+            name="waiting",
+            partialFilterExpression={"status": "waiting"},
         ),
         IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0),
         IndexModel([("finished_at", ASCENDING)], name="untold", partialFilterExpression={"outcome_pending": True}),
@@ -153,6 +188,12 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="tenant_chatbot_newest",
         ),
         IndexModel([("tenant", ASCENDING), ("title", TEXT)], name="tenant_title", default_language="none"),
+        IndexModel([("deleted_at", ASCENDING)], name="uncleaned", partialFilterExpression={"uncleaned": True}),
+    ],
+    "dead_letters": [
+        IndexModel([("died_at", DESCENDING), ("_id", DESCENDING)], name="newest"),
+        IndexModel([("died_at", ASCENDING)], name="expiry", expireAfterSeconds=DEAD_LETTERS_KEPT_S),
+        IndexModel([("run_id", ASCENDING)], name="run"),
     ],
     "keys": [IndexModel([("mac", ASCENDING)], name="mac", unique=True)],
 }

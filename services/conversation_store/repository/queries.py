@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, cast
 
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
-from pymongo.errors import DuplicateKeyError
 
 from services.conversation_store.documents import (
     Document,
@@ -18,25 +17,32 @@ from services.conversation_store.documents import (
 )
 from services.conversation_store.paging import PAGE_MAX_BYTES
 from services.conversation_store.prompts import PastTurn
+from services.conversation_store.repository.beginnings import NOT_DELETED, Beginnings, past_fields, past_turn
 from services.conversation_store.repository.commits import TurnCommits
 from services.conversation_store.repository.database import Database, asking, connected, ensure_migrated
-from shared.contracts.resources import ACTIVE, Conversation, InputMessage, KeyGrant
+from services.conversation_store.repository.dead_letters import KeptLetters
+from services.conversation_store.repository.sweeping import Sweeps
+from services.conversation_store.repository.waiting import Waiting
+from shared.contracts.resources import Conversation, KeyGrant
 from shared.contracts.store import CreateConversation, ListConversations, SubmitTurn
 
 SEARCHED_TURNS = 1_000
 SEARCHED_TITLES = 1_000
 
-_NOT_DELETED: Document = {"deleted_at": None}
-
 
 class Repository:
     """The store's data. Every read is bounded in time and raises ServiceError(unavailable) when it takes longer.
 
-    turns: the writers of turns.
+    turns: the writers of turns. waiting: the order of turns in a conversation. dead_letters: what was set aside.
+    sweeps: what was left undone.
     """
 
-    def __init__(self, database: Database, turns: TurnCommits) -> None:
+    def __init__(self, database: Database, turns: TurnCommits, beginnings: Beginnings) -> None:
         self.turns = turns
+        self.beginnings = beginnings
+        self.sweeps = Sweeps(database, turns.clock)
+        self.waiting = Waiting(database)
+        self.dead_letters = KeptLetters(database)
         self._database = database
         self._turns = database["turns"]
         self._conversations = database["conversations"]
@@ -70,25 +76,22 @@ class Repository:
         """The tenant has such a conversation, and has not deleted it."""
         with asking():
             found = await self._conversations.find_one(
-                {"_id": conversation_id, "tenant": tenant, **_NOT_DELETED}, {"_id": 1}
+                {"_id": conversation_id, "tenant": tenant, **NOT_DELETED}, {"_id": 1}
             )
         return found is not None
 
     async def conversation(self, tenant: str, conversation_id: str) -> Conversation | None:
         """One conversation; None if the tenant has none such."""
         with asking():
-            document = await self._conversations.find_one({"_id": conversation_id, "tenant": tenant, **_NOT_DELETED})
+            document = await self._conversations.find_one({"_id": conversation_id, "tenant": tenant, **NOT_DELETED})
             return None if document is None else (await self._with_active_runs([document]))[0]
 
     async def create_conversation(self, command: CreateConversation) -> Conversation | None:
         """Opens a conversation, or gives back the tenant's own that has this id. None if the id is taken."""
-        with asking():
-            document = new_conversation(command, present())
-            try:
-                await self._conversations.insert_one(document)
-            except DuplicateKeyError:
-                return await self.conversation(command.tenant, command.conversation_id)
+        document = new_conversation(command, present())
+        if await self.beginnings.create(document):
             return conversation(document, None)
+        return await self.conversation(command.tenant, command.conversation_id)
 
     async def update_conversation(
         self, tenant: str, conversation_id: str, changes: Mapping[str, Any]
@@ -96,7 +99,7 @@ class Repository:
         """Sets title and metadata as `changes` says; None if the tenant has no such conversation."""
         with asking():
             updated = await self._conversations.find_one_and_update(
-                {"_id": conversation_id, "tenant": tenant, **_NOT_DELETED},
+                {"_id": conversation_id, "tenant": tenant, **NOT_DELETED},
                 {"$set": conversation_changes(changes, present())},
                 return_document=ReturnDocument.AFTER,
             )
@@ -107,7 +110,7 @@ class Repository:
         self, wanted: ListConversations, before: tuple[datetime, str] | None, limit: int
     ) -> list[Conversation]:
         """Conversations older than the one at `before`, newest first."""
-        query: Document = {"tenant": wanted.tenant, **_NOT_DELETED}
+        query: Document = {"tenant": wanted.tenant, **NOT_DELETED}
         if wanted.chatbot_id is not None:
             query["chatbot_id"] = wanted.chatbot_id
         if before is not None:
@@ -119,14 +122,14 @@ class Repository:
             newest = self._conversations.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
             return await self._with_active_runs(await newest.limit(limit).to_list(None))
 
-    async def delete_conversation(self, tenant: str, conversation_id: str) -> tuple[bool, str | None]:
+    async def delete_conversation(self, tenant: str, conversation_id: str) -> bool:
         """Removes the texts of a conversation and leaves a tombstone. May be repeated.
 
-        Gives whether the tenant had it, and the run that is at work in it, which is for the caller to cancel.
+        Gives whether the tenant had it. The runs that are at work or wait in it are for the caller to cancel.
         """
         with asking():
-            tombstone = {"$set": {"deleted_at": present(), "title": None, "metadata": "{}"}}
-            own = {"_id": conversation_id, "tenant": tenant, **_NOT_DELETED}
+            tombstone = {"$set": {"deleted_at": present(), "uncleaned": True, "title": None, "metadata": "{}"}}
+            own = {"_id": conversation_id, "tenant": tenant, **NOT_DELETED}
             had_it = (await self._conversations.update_one(own, tombstone)).matched_count == 1
             # Also if it is deleted already, for whoever did that may have died halfway. With the revision: a finish
             # that is decided at this moment is decided anew, and finds the turn erased.
@@ -134,13 +137,12 @@ class Repository:
             await self._turns.update_many(
                 {**turns, "erased": None},
                 {
-                    "$set": {"erased": True, "input": [], "output": None, "metadata": "{}"},
-                    "$unset": {"idempotency_key": ""},
+                    "$set": {"erased": True, "input": [], "output": None, "held": 0, "metadata": "{}"},
+                    "$unset": {"idempotency_key": "", "checkpoint": ""},
                     "$inc": {"revision": 1},
                 },
             )
-            active = await self._turns.find_one({**turns, "active": True}, {"_id": 1})
-        return had_it, active["_id"] if active else None
+        return had_it
 
     async def _with_active_runs(self, documents: Sequence[Document]) -> list[Conversation]:
         ids = [document["_id"] for document in documents]
@@ -152,7 +154,7 @@ class Repository:
         # Each word a phrase: all of them must be there, and none of them is MongoDB's syntax.
         words = " ".join(f'"{word}"' for word in q.replace('"', " ").replace("\\", " ").split())
         match: Document = {"tenant": tenant, "$text": {"$search": words}}
-        titles = self._conversations.find({**match, **_NOT_DELETED}, {"_id": 1})
+        titles = self._conversations.find({**match, **NOT_DELETED}, {"_id": 1})
         found = {
             document["_id"]
             for document in await titles.sort("created_at", DESCENDING).limit(SEARCHED_TITLES).to_list(None)
@@ -195,7 +197,7 @@ class Repository:
 
         For as long again, no other store is given it. Logins in `but_of` are passed over.
         """
-        now = present()
+        now = self.turns.clock.now()
         untold: Document = {
             "outcome_pending": True,
             "finished_at": {"$lt": now - patience},
@@ -221,20 +223,8 @@ class Repository:
         if before_seq is not None:
             query["seq"] = {"$lt": before_seq}
         with asking():
-            newest = self._turns.find(query, {"seq": 1, "status": 1, **_texts_up_to(longest)})
-            documents = await newest.sort("seq", DESCENDING).limit(limit).to_list(None)
-        return [
-            PastTurn(
-                run_id=document["_id"],
-                seq=document["seq"],
-                is_active=document["status"] in ACTIVE,
-                characters=document["characters"],
-                # They were validated when they came; a long history need not be once more for every turn.
-                messages=tuple(InputMessage.model_construct(**message) for message in document["input"]),
-                output=document["output"],
-            )
-            for document in documents
-        ]
+            newest = self._turns.find(query, past_fields(longest))
+            return [past_turn(turn) for turn in await newest.sort("seq", DESCENDING).limit(limit).to_list(None)]
 
     async def turns_from(
         self, conversation_id: str, seq: int | None, order: Literal["asc", "desc"], limit: int
@@ -259,18 +249,6 @@ class Repository:
         return turns, size > PAGE_MAX_BYTES
 
 
-def _texts_up_to(longest: int) -> Document:
-    """What to read of a turn's texts, so that one of megabytes, which no prompt will hold, stays where it is."""
-    output = {"$ifNull": ["$output", ""]}
-    said: Document = {"$sum": {"$map": {"input": "$input.content", "in": {"$strLenCP": "$$this"}}}}
-    characters: Document = {"$add": [{"$strLenCP": output}, said]}
-    return {
-        "characters": characters,
-        "input": {"$cond": [{"$gt": [characters, longest]}, [], "$input"]},
-        "output": {"$substrCP": [output, 0, longest + 1]},
-    }
-
-
 @asynccontextmanager
 async def open_repository(url: str) -> AsyncIterator[Repository]:
     """The repository of the database that `url` names. Raises DatabaseUnusable.
@@ -279,5 +257,5 @@ async def open_repository(url: str) -> AsyncIterator[Repository]:
     """
     async with connected(url) as database:
         await ensure_migrated(database)
-        async with TurnCommits(database) as turns:
-            yield Repository(database, turns)
+        async with TurnCommits(database) as turns, Beginnings.open(database) as beginnings:
+            yield Repository(database, turns, beginnings)

@@ -1,7 +1,10 @@
 """What the worker asks of a model server, and the few ways in which one fails."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
+
+from pydantic import JsonValue
 
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.problems import ErrorCode, RunError
@@ -16,13 +19,28 @@ class Piece(NamedTuple):
     finish_reason: FinishReason | None
     """Set once the model has ended its answer of its own accord."""
     usage: Usage | None
+    tokens: int = 0
+    """About as many tokens is the text: model servers send one or a few at a time."""
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """The beginning of an answer that the model is to go on from."""
+
+    text: str
+    max_tokens: int | None = None
+    """What is left of the job's."""
+    parameters: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What this server wants to be told beyond the usual to go on instead of beginning anew."""
 
 
 class Provider(Protocol):
     """One kind of model server."""
 
-    def stream(self, job: GenerateReply) -> AsyncGenerator[Piece, None]:
+    def stream(self, job: GenerateReply, prefill: Prefill | None = None) -> AsyncGenerator[Piece, None]:
         """Asks for the answer and yields it as it comes; no finish reason before the end means that it was cut.
+
+        With `prefill` it is the rest of the answer; some servers send its beginning again first.
 
         Knows no time limit: whoever reads sets them, by cancelling. The connection is given back or closed when the
         generator ends or is closed, so close it (`contextlib.aclosing`). Raises ProviderError and nothing else.

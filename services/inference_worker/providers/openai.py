@@ -1,21 +1,22 @@
 """Any server that speaks OpenAI's chat completions, through the openai package but for the reading.
 
-The package sends the request and knows its errors. Its typed chunks would cost several times what all the rest of the
-worker costs per token, so the body is parsed here.
+The package makes the request and knows its errors. Its typed chunks would cost several times what all the rest of the
+worker costs per token, so the body is parsed here, as it comes from the transport.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
 import httpx2
 import openai
 import orjson
-from openai import AsyncOpenAI, AsyncStream, DefaultAioHttpClient
+from openai import AsyncOpenAI, AsyncStream
 
 from services.inference_worker.providers import (
     Piece,
+    Prefill,
     ProviderError,
     ProviderFailed,
     ProviderOverloaded,
@@ -23,11 +24,11 @@ from services.inference_worker.providers import (
     ProviderUnreachable,
 )
 from services.inference_worker.providers.sse import EventParser
+from services.inference_worker.providers.transport import BodyError, body_of, open_transport
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.resources import FinishReason, Usage
 
 CONNECT_S = 5.0
-WRITE_S = 10.0
 KEEP_ALIVE_S = 30.0
 RETRY_AFTER_S = 0.2
 """A request that failed on its way, or in the server, is made once more after this."""
@@ -46,19 +47,18 @@ async def open_openai(base_url: str | None, api_key: str | None, connections: in
 
     base_url: None means OpenAI's own. api_key: None for a server that wants none.
     """
-    # How long a read may take is the reader's business.
-    timeout = openai.Timeout(connect=CONNECT_S, read=None, write=WRITE_S, pool=CONNECT_S)
-    limits = httpx2.Limits(
-        max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_ALIVE_S
-    )
-    async with AsyncOpenAI(
-        base_url=base_url,
-        api_key=api_key or "none",
-        # Its own would wait for as long as the server's Retry-After says, while the client waits for a word.
-        max_retries=0,
-        timeout=timeout,
-        http_client=DefaultAioHttpClient(timeout=timeout, limits=limits),
-    ) as client:
+    async with (
+        open_transport(connections, CONNECT_S, KEEP_ALIVE_S) as http_client,
+        AsyncOpenAI(
+            base_url=base_url,
+            api_key=api_key or "none",
+            # Its own would wait for as long as the server's Retry-After says, while the client waits for a word.
+            max_retries=0,
+            # How long anything but connecting may take is the reader's business.
+            timeout=None,
+            http_client=http_client,
+        ) as client,
+    ):
         yield OpenAIProvider(client, api_key)
 
 
@@ -71,14 +71,13 @@ class OpenAIProvider:
         self._secret = secret
         self._takes_stream_options = True
 
-    async def stream(self, job: GenerateReply) -> AsyncGenerator[Piece, None]:
+    async def stream(self, job: GenerateReply, prefill: Prefill | None = None) -> AsyncGenerator[Piece, None]:
         """See `Provider`."""
         parser, chunks = EventParser(), _Chunks()
         try:
             async with AsyncExitStack() as stack:
-                response = await self._opened(job, stack)
-                reads = await stack.enter_async_context(aclosing(response.aiter_bytes()))
-                async for read in reads:
+                body = body_of(await self._opened(_body(job, prefill), stack))
+                while read := await body.readany():
                     if piece := chunks.read(parser.feed(read)):
                         yield piece
                     if chunks.error is not None:
@@ -93,19 +92,19 @@ class OpenAIProvider:
             raise
         except openai.APIStatusError as error:
             raise self._refusal(error) from error
-        except (openai.APIConnectionError, httpx2.HTTPError, httpx2.StreamError, OSError) as error:
+        except (openai.APIConnectionError, httpx2.HTTPError, BodyError, OSError) as error:
             raise ProviderUnreachable("The connection to the model server failed or broke.") from error
         except Exception as error:
             # Not all of the transport's errors are translated on the way here.
             raise ProviderFailed("The model server's answer could not be read.") from error
 
-    async def _opened(self, job: GenerateReply, stack: AsyncExitStack) -> httpx2.Response:
+    async def _opened(self, body: dict[str, Any], stack: AsyncExitStack) -> httpx2.Response:
         """The response, whose body is still to come, to be closed by `stack`."""
         retried = False
         while True:
             with_options = self._takes_stream_options
             try:
-                response = await self._request(job, with_options)
+                response = await self._request(body, with_options)
                 stack.push_async_callback(response.aclose)
                 return response
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
@@ -120,18 +119,9 @@ class OpenAIProvider:
                 retried = True
                 await asyncio.sleep(RETRY_AFTER_S)
 
-    async def _request(self, job: GenerateReply, with_options: bool) -> httpx2.Response:
-        body: dict[str, Any] = {
-            "model": job.model,
-            "messages": [{"role": message.role, "content": message.content} for message in job.messages],
-            "stream": True,
-        }
-        if job.temperature is not None:
-            body["temperature"] = job.temperature
-        if job.max_tokens is not None:
-            body["max_tokens"] = job.max_tokens
+    async def _request(self, body: dict[str, Any], with_options: bool) -> httpx2.Response:
         if with_options:
-            body["stream_options"] = {"include_usage": True}
+            body = body | {"stream_options": {"include_usage": True}}
         # By the client's general method: the typed one walks its arguments by their types and wraps the response, which
         # costs as much as all the rest of the request (measured: 2.4 against 1.2 ms).
         response = await self._client.post(
@@ -154,6 +144,22 @@ class OpenAIProvider:
         if self._secret:
             detail = detail.replace(self._secret, "[key]")
         return ProviderRefused(f"The model server refused the request ({status}): {detail[:DETAIL_MAX_CHARACTERS]}")
+
+
+def _body(job: GenerateReply, prefill: Prefill | None) -> dict[str, Any]:
+    messages = [{"role": message.role, "content": message.content} for message in job.messages]
+    body: dict[str, Any] = {}
+    max_tokens = job.max_tokens
+    if prefill is not None:
+        body |= prefill.parameters
+        messages.append({"role": "assistant", "content": prefill.text})
+        max_tokens = prefill.max_tokens
+    body |= {"model": job.model, "messages": messages, "stream": True}
+    if job.temperature is not None:
+        body["temperature"] = job.temperature
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    return body
 
 
 class _Chunks:
@@ -190,7 +196,7 @@ class _Chunks:
                 break
         if not texts and finish_reason is None and usage is None:
             return None
-        return Piece("".join(texts), finish_reason, usage)
+        return Piece("".join(texts), finish_reason, usage, len(texts))
 
 
 def _usage(counts: Any) -> Usage | None:

@@ -1,0 +1,175 @@
+"""The operator's command line: asks the conversation store over the broker, as any other client does.
+
+    python -m services.cli dead-letters list
+    python -m services.cli dead-letters replay ID
+
+Exit codes: 0 done; 1 the store refuses; 2 wrong usage or a wrong setting; 3 broker or store do not answer.
+"""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from services.cli.tables import table
+from shared.broker import BrokerError, NoReply, Unroutable, open_broker
+from shared.contracts.base import Contract, Request
+from shared.contracts.problems import Problem, ServiceError
+from shared.contracts.store import PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, DeadLetter, ListDeadLetters, ReplayDeadLetter
+from shared.process import cause, load_settings
+from shared.settings import Settings
+from shared.telemetry import configure_logging
+
+CONNECT_S = 8.0
+ANSWER_S = 12.0
+
+REFUSED, NO_ANSWER = 1, 3
+
+R = TypeVar("R", bound=Contract)
+
+
+class CommandFailed(Exception):
+    """A command did not do what it was asked for; the message is for the person at the terminal."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Store:
+    """The conversation store, as the command line reaches it: one connection per question, which are few."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.amqp_url.get_secret_value()
+
+    async def ask(self, request: Request[R]) -> R:
+        """The store's answer. Raises CommandFailed."""
+        try:
+            async with open_broker(self._url, "cli", patience=CONNECT_S) as broker:
+                try:
+                    return await broker.call(request, ANSWER_S)
+                except (BrokerError, ServiceError) as error:
+                    failure: Exception = error
+        except ExceptionGroup as group:
+            failure = cause(group)
+        raise _failed(failure) from failure
+
+
+async def list_dead_letters(store: Store, limit: int) -> str:
+    """A table of what was set aside, newest first."""
+    letters: list[DeadLetter] = []
+    cursor = None
+    while len(letters) < limit:
+        wanted = min(PAGE_LIMIT_MAX, limit - len(letters))
+        page = await store.ask(ListDeadLetters(limit=wanted, cursor=cursor))
+        letters += page.data
+        if (cursor := page.next_cursor) is None:
+            break
+    if not letters:
+        return "there are no dead letters"
+    titles = ("ID", "DIED AT", "TYPE", "QUEUE", "REASON", "RUN", "BYTES", "REPLAYED AT")
+    lines = table(titles, [_row(letter) for letter in letters])
+    if cursor is not None:
+        lines += f"\nthere are more than these {len(letters)}: --limit {2 * limit} shows them"
+    return lines
+
+
+async def replay_dead_letter(store: Store, id_: str) -> str:
+    """Has a dead message tried again."""
+    letter = await store.ask(ReplayDeadLetter(dead_letter_id=id_))
+    about = "" if letter.run_id is None else f" of run {letter.run_id}"
+    return f"replayed: {letter.type}{about}"
+
+
+def _row(letter: DeadLetter) -> tuple[str, ...]:
+    times = [f"{time:%Y-%m-%d %H:%M:%S}" if time else "-" for time in (letter.died_at, letter.replayed_at)]
+    died_at, replayed_at = times
+    # Some of it was written by whoever sent the message.
+    said = [_printable(text) for text in (letter.type, letter.queue, letter.reason)]
+    return letter.id, died_at, *said, letter.run_id or "-", str(letter.size), replayed_at
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text[:60]) or "-"
+
+
+def _failed(error: Exception) -> CommandFailed:
+    match error:
+        case ServiceError():
+            return _refused(error.problem)
+        case NoReply():
+            return CommandFailed(f"the conversation store does not answer within {ANSWER_S:g} s: is it up?", NO_ANSWER)
+        case Unroutable():
+            return CommandFailed("no conversation store has ever run on this broker", NO_ANSWER)
+        case BrokerError():
+            return CommandFailed(f"RabbitMQ is not reached: {error}", NO_ANSWER)
+        case _:
+            raise error
+
+
+def _refused(problem: Problem) -> CommandFailed:
+    places = [f"{error.path}: {error.message}" for error in problem.errors]
+    message = f"the store refuses: {'; '.join([problem.detail, *places])} ({problem.code})"
+    return CommandFailed(message, NO_ANSWER if problem.code == "unavailable" else REFUSED)
+
+
+def _id(text: str) -> str:
+    try:
+        return ReplayDeadLetter(dead_letter_id=text).dead_letter_id
+    except ValidationError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no id of a dead letter: `dead-letters list` shows them"
+        ) from None
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 100000")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="parley", description="What operators ask of Parley's conversation store.")
+    parts = parser.add_subparsers(dest="part", required=True, metavar="COMMAND")
+    description = "Messages that could not be handled are kept for 30 days, and can be tried again."
+    letters = parts.add_parser("dead-letters", help="messages that could not be handled", description=description)
+    commands = letters.add_subparsers(dest="command", required=True, metavar="list|replay")
+    listing = commands.add_parser("list", help="show them, newest first; times are UTC")
+    listing.add_argument("--limit", type=_count, default=PAGE_LIMIT_DEFAULT, help="how many (default: %(default)s)")
+    replaying = commands.add_parser("replay", help="try one again, once what killed it is mended")
+    replaying.add_argument("id", type=_id, metavar="ID")
+    return parser
+
+
+async def _run(options: argparse.Namespace, settings: Settings) -> str:
+    store = Store(settings)
+    if options.command == "list":
+        return await list_dead_letters(store, options.limit)
+    return await replay_dead_letter(store, options.id)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; its exit code."""
+    options = _parser().parse_args(arguments)
+    settings = load_settings(Settings)
+    # What goes wrong is said once, in the end, and not each time that it was tried; not by the libraries either.
+    configure_logging("cli", "critical")
+    logging.disable(logging.CRITICAL)
+    try:
+        print(asyncio.run(_run(options, settings)))
+    except CommandFailed as failure:
+        sys.stderr.write(f"parley: {failure}\n")
+        return failure.exit_code
+    return 0
+
+
+def main() -> None:
+    """The command line of this process."""
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,109 @@
+"""Going on with an answer that another worker has begun: from which text, and where the rest of it joins; pure.
+
+Asked to go on from a text, some model servers send what follows it, and some send the text again first. Nothing in
+their answers says which, so it is found by looking at what they send.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from shared.contracts.events import SubscriberText
+from shared.contracts.resources import Usage
+from shared.contracts.store import ClaimVerdict
+
+CHARACTERS_PER_TOKEN = 4
+TELLING_CODE_POINTS = 32
+"""A model hardly says so much twice in a row, unless it said it in a row already."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What there is of an answer when an attempt begins. `held`: code points of it that the store has."""
+
+    text: str = ""
+    tokens: int = 0
+    held: int = 0
+
+    def tokens_left(self, max_tokens: int | None) -> int | None:
+        """How many of a job's tokens are left for the rest."""
+        return None if max_tokens is None else max(0, max_tokens - self.tokens)
+
+    def counted(self, rest: Usage | None) -> Usage | None:
+        """The usage of the whole answer, given what the model server counted for the rest of it."""
+        if rest is None or not self.text:
+            return rest
+        return Usage(input_tokens=rest.input_tokens, output_tokens=rest.output_tokens + self.tokens, estimated=True)
+
+
+def best_known(verdict: ClaimVerdict, told: Iterable[SubscriberText]) -> Beginning:
+    """The longest text of the highest attempt that anybody knows.
+
+    The store's is the one to rely on: a subscriber's counts only if it goes on from that.
+    """
+    best = (verdict.text_attempt, verdict.text)
+    for one in told:
+        is_better = (one.attempt, len(one.text)) > (best[0], len(best[1]))
+        if is_better and one.attempt <= verdict.attempt and one.text.startswith(verdict.text):
+            best = (one.attempt, one.text)
+    text, held = best[1], len(verdict.text)
+    # Nobody has counted the tokens of what only a subscriber has.
+    per_token = max(1.0, held / verdict.tokens) if verdict.tokens and held else CHARACTERS_PER_TOKEN
+    return Beginning(text, verdict.tokens + round((len(text) - held) / per_token), held)
+
+
+@dataclass(eq=False)
+class Habit:
+    """What a model server was seen to do. `repeats`: it sends the beginning of an answer again; None if unknown."""
+
+    repeats: bool | None = None
+
+
+class Seam:
+    """Takes what a model server sends, and gives of it what follows the answer's beginning.
+
+    White space at both ends of the beginning need not be repeated: servers trim it.
+    """
+
+    def __init__(self, beginning: str, habit: Habit) -> None:
+        self._beginning = beginning
+        self._habit = habit
+        self._from = len(beginning) - len(beginning.lstrip())
+        self._to = len(beginning.rstrip())
+        self._reached = self._from
+        self._lead = ""
+        # A model may well say again what is short, or what it has said twice already.
+        head = beginning[self._from :][:TELLING_CODE_POINTS]
+        self._is_telling = len(head) == TELLING_CODE_POINTS and beginning.find(head, self._from + 1) < 0
+        self.is_closed = self._from >= self._to or (habit.repeats is False and not self._is_telling)
+        """All that comes now follows the beginning."""
+
+    def take(self, text: str) -> str:
+        """What `text` adds to the answer, as far as that is certain; the rest is held back for a while."""
+        if self.is_closed:
+            return text
+        if self._reached == self._from:
+            stripped = text.lstrip()
+            self._lead += text[: len(text) - len(stripped)]
+            text = stripped
+        repeated = self._beginning[self._reached : self._reached + len(text)]
+        if not text.startswith(repeated):
+            repeated = self._beginning[self._reached : self._to]
+            if not text.startswith(repeated):
+                self._habit.repeats = False
+                return self._held_back() + text
+        self._reached += len(repeated)
+        self.is_closed = self._reached == len(self._beginning) or len(repeated) < len(text)
+        if self._reached >= self._to and self._is_telling:
+            self._habit.repeats = True
+        return text[len(repeated) :]
+
+    def end(self, *, is_whole: bool) -> str:
+        """What was held back of the answer, if there is no more. is_whole: the model has ended it of its own accord."""
+        if self.is_closed or self._reached >= self._to:
+            return ""
+        # A server that repeats would have repeated all of it before it came to an end.
+        return self._held_back() if is_whole or self._habit.repeats is False else ""
+
+    def _held_back(self) -> str:
+        self.is_closed = True
+        return self._lead + self._beginning[self._from : self._reached]

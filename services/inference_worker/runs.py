@@ -1,0 +1,80 @@
+"""A run in this worker's hands, and how its answer ends."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal
+
+from services.inference_worker.continuation import CHARACTERS_PER_TOKEN, Beginning
+from services.inference_worker.models import Model
+from services.inference_worker.outbound import Answer
+from shared.broker import Delivery
+from shared.contracts.jobs import AttachRun, GenerateReply
+from shared.contracts.problems import RunError
+from shared.contracts.resources import FinishReason, Usage
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an answer ended."""
+
+    status: Literal["completed", "failed", "incomplete", "cancelled"]
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: RunError | None = None
+
+
+@dataclass(eq=False)
+class Run:
+    """One run in this worker's hands."""
+
+    job: GenerateReply
+    model: Model
+    answer: Answer
+    first: Delivery[GenerateReply]
+    deliveries: list[Delivery[GenerateReply]]
+    """All that have come, also those that were lost with their channel since: each is settled when the run is."""
+    followers: dict[str, AttachRun] = field(default_factory=dict)
+    """Who attached before the claim was answered, and how."""
+    beginning: Beginning = field(default_factory=Beginning)
+    reading: asyncio.Task[Ending] | None = None
+    cancelled: bool = False
+    ousted: bool = False
+    """The store has given the run to another worker, or ended it: whatever comes of it here is of no use."""
+    finished: bool = False
+    """The result is handed in; the answer is kept for whoever attaches, until the store has taken the result."""
+
+    def cancel(self) -> None:
+        """Nobody wants the rest."""
+        self.cancelled = True
+        if self.reading is not None:
+            self.reading.cancel()
+
+    def oust(self) -> None:
+        """The run is not this worker's any more."""
+        self.ousted = True
+        if self.reading is not None:
+            self.reading.cancel()
+
+    def go_on_from(self, beginning: Beginning) -> None:
+        """The answer begins with the text of an earlier attempt, and what was read for this one so far is dropped."""
+        self.beginning = beginning
+        self.answer = Answer(self.job.run_id, self.job.model, beginning.text)
+        self.answer.tokens = beginning.tokens
+        self.answer.held = beginning.held
+        self.reading = None
+
+    def cut(self, error: RunError, usage: Usage | None = None) -> Ending:
+        """The ending of an answer that the model has not ended."""
+        status: Literal["failed", "incomplete"] = "incomplete" if self.answer.length else "failed"
+        return Ending(status, usage=self.beginning.counted(usage) or self.estimate(), error=error)
+
+    def estimate(self) -> Usage | None:
+        """What the run may have cost, by rule of thumb; None if there is no text to tell that anything was charged."""
+        if not self.answer.length:
+            return None
+        asked = sum(len(message.content) for message in self.job.messages)
+        return Usage(
+            input_tokens=-(-asked // CHARACTERS_PER_TOKEN),
+            output_tokens=-(-self.answer.length // CHARACTERS_PER_TOKEN),
+            estimated=True,
+        )

@@ -1,0 +1,133 @@
+"""The operator's command line as a process, on a real broker with a real store."""
+
+import asyncio
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+
+from services.cli.tables import table
+from shared.broker import open_broker
+from shared.contracts.store import GetRun
+from shared.ids import new_id
+from tests.conversation_store.conftest import DEADLINE_S, Surroundings, around, documents, migrated, surrounded
+from tests.conversation_store.making import TENANT, submit_turn
+from tests.stack.rooms import Vhost
+
+__all__ = ["around", "documents", "migrated"]
+
+ROOT = Path(__file__).resolve().parents[2]
+NOWHERE = "amqp://parley-cli:a-secret@127.0.0.1:1/parley"
+
+
+@dataclass(frozen=True)
+class Done:
+    exit_code: int
+    said: str
+    complained: str
+
+
+async def parley(amqp_url: str, *arguments: str) -> Done:
+    environment = {"PATH": os.environ["PATH"], "PARLEY_AMQP_URL": amqp_url}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.cli",
+        *arguments,
+        cwd=ROOT,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    said, complained = await asyncio.wait_for(process.communicate(), 30)
+    return Done(process.returncode or 0, said.decode(), complained.decode())
+
+
+async def test_dead_job_is_listed_and_replayed(around: Surroundings, vhost: Vhost) -> None:
+    url = vhost.amqp_url("parley-cli")
+    assert await parley(url, "dead-letters", "list") == Done(0, "there are no dead letters\n", "")
+    command = submit_turn("the secret of the message")
+    await around.api.call(command)
+    await (await asyncio.wait_for(around.jobs.get(), DEADLINE_S)).reject()
+    async with asyncio.timeout(DEADLINE_S):
+        while (listed := await parley(url, "dead-letters", "list")).said.count("\n") < 2:
+            await asyncio.sleep(0.1)
+    titles, row = listed.said.splitlines()
+    assert titles.split()[0] == "ID"
+    cells = row.split()
+    id_ = cells[0]
+    assert cells[3:7] == ["GenerateReply", "inference.jobs", "rejected", command.run_id]
+    assert "secret" not in listed.said + listed.complained
+
+    replayed = await parley(url, "dead-letters", "replay", id_)
+    assert replayed == Done(0, f"replayed: GenerateReply of run {command.run_id}\n", "")
+    assert (await around.job()).run_id == command.run_id
+    assert (await around.api.call(GetRun(tenant=TENANT, run_id=command.run_id))).status == "queued"
+    again = (await parley(url, "dead-letters", "list")).said.splitlines()[1]
+    assert again.split()[-1] != "-"
+
+
+async def test_what_is_shown_does_not_reach_the_terminal_as_commands(around: Surroundings, vhost: Vhost) -> None:
+    deaths: Any = [{"queue": "some\x1b[2Jwhere", "reason": "rejected", "count": 1}]
+    async with await aio_pika.connect(vhost.amqp_url()) as connection:
+        dead = await (await connection.channel()).get_exchange("chat.dead", ensure=False)
+        for n in range(3):
+            await dead.publish(aio_pika.Message(b"%d" % n, type="\x07bell", headers={"x-death": deaths}), "")
+    url = vhost.amqp_url("parley-cli")
+    async with asyncio.timeout(DEADLINE_S):
+        while (listed := await parley(url, "dead-letters", "list")).said.count("\n") < 4:
+            await asyncio.sleep(0.1)
+    assert "\x1b" not in listed.said
+    assert "\x07" not in listed.said
+    assert "some?[2Jwhere" in listed.said
+    some = await parley(url, "dead-letters", "list", "--limit", "2")
+    assert some.said.splitlines()[-1] == "there are more than these 2: --limit 4 shows them"
+
+
+async def test_what_the_store_refuses_is_said_in_one_line(around: Surroundings, vhost: Vhost) -> None:
+    refused = await parley(vhost.amqp_url("parley-cli"), "dead-letters", "replay", new_id())
+    assert refused == Done(1, "", "parley: the store refuses: there is no such dead letter (not_found)\n")
+
+
+async def test_broker_that_is_away_is_said_with_its_cause_and_without_the_password() -> None:
+    away = await parley(NOWHERE, "dead-letters", "list")
+    assert (away.exit_code, away.said) == (3, "")
+    assert away.complained.startswith("parley: RabbitMQ is not reached: ")
+    assert "127.0.0.1" in away.complained
+    assert "a-secret" not in away.complained
+    assert away.complained.count("\n") == 1
+
+
+async def test_broker_that_does_not_know_the_login_says_so(around: Surroundings, vhost: Vhost) -> None:
+    url = vhost.amqp_url("parley-cli").replace("parley-cli:", "parley-cli-nobody:")
+    refused = await parley(url, "dead-letters", "list")
+    assert refused.exit_code == 3
+    assert "ACCESS_REFUSED" in refused.complained
+
+
+async def test_store_that_is_away_is_said(vhost: Vhost, migrated: str) -> None:
+    url = vhost.amqp_url("parley-cli")
+    assert (await parley(url, "dead-letters", "list")).exit_code == 3
+    async with open_broker(vhost.amqp_url("parley-store"), "conversation_store"):
+        pass
+    away = await parley(url, "dead-letters", "list")
+    assert away.exit_code == 3
+    assert away.complained == "parley: the conversation store does not answer within 12 s: is it up?\n"
+    async with surrounded(vhost, migrated):
+        assert (await parley(url, "dead-letters", "list")).exit_code == 0
+
+
+async def test_wrong_usage_and_wrong_settings_are_told_apart_from_refusals() -> None:
+    for arguments in ((), ("dead-letters",), ("dead-letters", "replay", "x"), ("dead-letters", "list", "--limit", "0")):
+        wrong = await parley(NOWHERE, *arguments)
+        assert wrong.exit_code == 2, arguments
+        assert "usage: parley" in wrong.complained
+    wrong = await parley("http://127.0.0.1", "dead-letters", "list")
+    assert (wrong.exit_code, wrong.complained[:31]) == (2, "wrong setting: PARLEY_AMQP_URL:")
+
+
+def test_columns_are_as_wide_as_their_widest_cell() -> None:
+    assert table(("A", "BBB"), [("aaaa", "b"), ("a", "")]) == "A     BBB\naaaa  b\na"
