@@ -1,5 +1,6 @@
 """What a service shows of itself: logs, metrics, and whether it is alive and ready."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -8,7 +9,9 @@ from typing import Any, BinaryIO, cast
 
 import structlog
 from aiohttp import web
-from prometheus_client import REGISTRY, exposition
+from prometheus_client import REGISTRY, Gauge, exposition
+
+_TASKS = Gauge("parley_tasks", "Tasks of the event loop.")
 
 Readiness = Callable[[], Awaitable[list[str]]]
 """Says in words what keeps the service from working; an empty list means that it is ready."""
@@ -82,6 +85,7 @@ def health_routes(ready: Readiness) -> list[web.RouteDef]:
         return web.json_response(body, status=503 if problems else 200)
 
     async def metrics(request: web.Request) -> web.Response:
+        _TASKS.set(len(asyncio.all_tasks()))
         encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(REGISTRY), headers={"Content-Type": content_type})
 

@@ -74,11 +74,17 @@ class Repairs:
         """The run is over, and text is missing."""
         self._start(self._fetch_it(run))
 
-    def offer(self, run: ServedRun, wanted: TextWanted) -> None:
-        """A worker is about to go on with the run: gives it what is here, if that is more than it has."""
-        if run.text.length > wanted.offset:
-            text = run.text.read(0, OFFER_MAX_CODE_POINTS)
-            self._start(self._send_text(wanted, SubscriberText(run_id=run.run_id, attempt=run.text.attempt, text=text)))
+    def offer(self, run: ServedRun | None, wanted: TextWanted) -> None:
+        """A worker is about to go on with a run: gives it what is here, if that is more than it has.
+
+        It is answered in any case, for it waits for all those it has asked. run: None if nobody waits for it here.
+        """
+        attempt, text = 0, ""
+        if run is not None:
+            run.heard_at = self._clock()
+            if run.text.length > wanted.offset:
+                attempt, text = run.text.attempt, run.text.read(0, OFFER_MAX_CODE_POINTS)
+        self._start(self._send_text(wanted, SubscriberText(run_id=wanted.run_id, attempt=attempt, text=text)))
 
     def detach(self, worker: str, run_ids: Sequence[str]) -> None:
         """Tells a worker that nobody here wants these runs any more, as far as that is still so by then."""

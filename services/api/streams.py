@@ -127,16 +127,17 @@ class Streams:
             self._hear(source, event["runs"], now)
             return
         run = self._runs.get(event["run_id"])
-        if run is None or run.ended is not None:
+        if run is not None and run.ended is not None:
+            run = None
+        if kind == "text.wanted":
+            self._repairs.offer(run, TextWanted.model_validate_json(orjson.dumps(event), extra="ignore"))
+        elif run is None:
             return
-        if kind in ("message.delta", "run.started"):
+        elif kind in ("message.delta", "run.started"):
             self._take_text(run, source, event, now)
         elif kind == "run.ended":
             run.heard_at = now
             self._take_end(run, RunEnded.model_validate_json(orjson.dumps(event), extra="ignore"))
-        elif kind == "text.wanted":
-            run.heard_at = now
-            self._repairs.offer(run, TextWanted.model_validate_json(orjson.dumps(event), extra="ignore"))
 
     def _take_text(self, run: ServedRun, source: str, event: dict[str, Any], now: float) -> None:
         text, attempt, offset, is_start = run.text, event["attempt"], event["offset"], event["type"] == "run.started"

@@ -75,6 +75,8 @@ class Text:
         if attempt < self.known:
             return
         known = [*bases[:attempt], *[0] * (attempt - len(bases))]
+        # The store's are of its checkpoints: what was heard of an attempt itself may be more.
+        known[: self.known] = map(max, known, self._bases)
         if attempt > self.attempt and not self.length:
             self._move(attempt, known[self.attempt :], model)
         self._bases = known

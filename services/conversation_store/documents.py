@@ -41,6 +41,7 @@ SHORT_FIELDS = (
     "attempts_before",
     "followed",
     "dead_lettered",
+    "adopted",
     "model",
     "metadata",
     "request_hash",

@@ -16,7 +16,7 @@ from services.conversation_store.paging import cursor, cut, position
 from services.conversation_store.repository import Applied, Repository
 from services.conversation_store.submission import Submissions, invalid
 from services.conversation_store.turns import AttemptLimits, Claim, Watch
-from shared.broker import Handlers
+from shared.broker import Broker, Handlers
 from shared.contracts.problems import refused
 from shared.contracts.resources import (
     Conversation,
@@ -59,6 +59,9 @@ T = TypeVar("T")
 WRITE_PATIENCE_S = 10.0
 """Longer than callers wait; what is then not written will be, and all of it may be repeated."""
 
+OWNERS_FIRST_S = 4.0
+"""So long after a reconnect no job that came again is a reason for a take-over: its owner reconnects as well."""
+
 _LAST = 1_000_000
 """Past the last message of any turn."""
 
@@ -85,15 +88,17 @@ class Requests:
     def __init__(
         self,
         repository: Repository,
+        broker: Broker,
         submissions: Submissions,
         endings: Endings,
         dead_letters: DeadLetters,
-        keys: Keys,
         *,
+        keys: Keys,
         limits: AttemptLimits,
         default_tenant: str,
     ) -> None:
         self._repository = repository
+        self._broker = broker
         self._submissions = submissions
         self._endings = endings
         self._dead_letters = dead_letters
@@ -224,6 +229,8 @@ class Requests:
 
     async def claim_run(self, request: ClaimRun) -> ClaimVerdict:
         """Gives the run to the worker, or says why not."""
+        if request.redelivered and not self._hears_owners():
+            raise refused("unavailable", "owners come first after a reconnect", retry_after_s=1)
         claim = Claim(
             worker=request.worker,
             job_message_id=request.job_message_id,
@@ -241,6 +248,10 @@ class Requests:
         if applied.verdict != "granted":
             return ClaimVerdict(verdict="busy")
         return await self._granted(applied.turn)
+
+    def _hears_owners(self) -> bool:
+        """Whether a worker that is at work has had the time to say so, since this store could hear it."""
+        return asyncio.get_running_loop().time() - self._broker.taking_since >= OWNERS_FIRST_S
 
     async def _granted(self, turn: Turn) -> ClaimVerdict:
         state = turn.state()

@@ -114,10 +114,11 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         dead_letters = DeadLetters(repository, broker, tasks, jobs=jobs, endings=endings, intake=intake)
         requests = Requests(
             repository,
+            broker,
             submissions,
             endings,
             dead_letters,
-            Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value()),
+            keys=Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value()),
             limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
             default_tenant=DEFAULT_TENANT,
         )

@@ -15,7 +15,7 @@ from services.conversation_store.endings import Endings
 from services.conversation_store.jobs import Jobs, new_job
 from services.conversation_store.prompts import History
 from services.conversation_store.repository import DuplicateTurn, Repository
-from services.conversation_store.turns import Withdraw
+from services.conversation_store.turns import Adopt, Withdraw
 from shared.backoff import pauses
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.problems import FieldError, Problem, ServiceError, refused
@@ -91,8 +91,9 @@ class Submissions:
             raise invalid("/model", "no model is given, and there is no default model")
         leave_at = None if login is not None else _leave_at(command)
         if self._jobs.are_too_many:
-            if (mine := _made_before(command, await self._rivals(command))) is not None:
-                return self._known(mine, command)
+            mine = _made_before(command, await self._rivals(command))
+            if mine is not None and (accepted := await self._known(mine, command, leave_at)) is not None:
+                return accepted
             _OVERLOADED.inc()
             raise _overloaded()
         for race in range(RACES):
@@ -100,7 +101,9 @@ class Submissions:
             if race or standing.is_busy:
                 rivals = await self._rivals(command)
                 if (mine := _made_before(command, rivals)) is not None:
-                    return self._known(mine, command)
+                    if (accepted := await self._known(mine, command, leave_at)) is not None:
+                        return accepted
+                    continue
                 blocker = next((turn.id for turn in rivals if turn.is_active), standing.waiting)
                 if blocker is not None:
                     await self._admit_as_waiting(command, blocker)
@@ -199,16 +202,30 @@ class Submissions:
                 log.warning("late turn withdrawn", run_id=run_id)
                 self._endings.make_way(applied.turn)
 
-    def _known(self, mine: Turn, command: SubmitTurn) -> TurnAccepted:
+    async def _known(self, mine: Turn, command: SubmitTurn, leave_at: datetime | None) -> TurnAccepted | None:
+        """The answer for a turn that is there already; None if it has gone meanwhile, and is to be looked for anew."""
+        state = mine.state()
+        if not (state.is_over or state.attempt or state.adopted) and not await self._adopted(mine.id, leave_at):
+            return None
         if mine.id != command.run_id:
             return TurnAccepted(run=mine.run(), replayed=True)
         # Submitted before, by me or by a redelivery, and perhaps nobody got as far as what has to follow.
-        match mine.state().status:
+        match state.status:
             case "queued" if not mine.is_published:
                 self._background.start(self._publish_again(mine.id))
             case "waiting":
                 self._background.start(self._take_place(mine, command))
         return TurnAccepted(run=mine.run())
+
+    async def _adopted(self, run_id: str, leave_at: datetime | None) -> bool:
+        """Whether the turn stays: whoever inserted it may have told its submitter that it is not accepted."""
+        seconds = None if leave_at is None else (leave_at - present()).total_seconds()
+        try:
+            async with asyncio.timeout(seconds):
+                applied = await self._repository.turns.apply(run_id, Adopt())
+        except TimeoutError:
+            raise _unavailable("the database did not answer in time") from None
+        return applied is not None and applied.verdict == "adopted"
 
     def _accepted(self, turn: Turn, command: SubmitTurn, job: GenerateReply | None) -> TurnAccepted:
         _ACCEPTED.inc()

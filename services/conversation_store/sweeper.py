@@ -1,6 +1,7 @@
 """Looks after what was left undone: every turn that nobody else brings to its end is found and brought there."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -17,7 +18,7 @@ from services.conversation_store.endings import Endings
 from services.conversation_store.jobs import Jobs
 from services.conversation_store.repository import Repository
 from services.conversation_store.turns import Sweep, decide
-from shared.broker import Broker, BrokerError, BrokerUnavailable
+from shared.broker import Broker, BrokerError
 from shared.contracts.problems import ServiceError
 from shared.contracts.resources import RunStatus
 from shared.contracts.routes import JOBS, STORE_RESULTS
@@ -30,11 +31,14 @@ KEYS_KEPT = timedelta(hours=24)
 CLEANED_AGAIN_AFTER = timedelta(seconds=60)
 """What was on its way into a conversation while it was deleted has arrived by then."""
 
+CANCEL_PATIENCE_S = 10.0
+"""What is not decided then will be; but the round goes on."""
+
 UNCLAIMED: tuple[RunStatus, ...] = ("waiting", "queued")
 CLAIMED: tuple[RunStatus, ...] = ("running", "cancelling")
 
 _SWEPT = Counter("parley_store_swept", "turns that a sweep found due, by what was done", ["verdict"])
-_HELD_BACK = Counter("parley_store_sweeps_held_back", "rounds that left running turns alone, since trouble was near")
+_HELD_BACK = Counter("parley_store_sweeps_held_back", "rounds that left turns alone, since trouble was near")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +47,21 @@ class Pace:
 
     every: the pause between two rounds, a quarter more or less. late: if a pause, or a look at what is due, takes so
     long, then this process or its loop stood still. calm: for so long all must have gone well before running turns are
-    judged. at_most: turns of each kind in one round. tidy_every: from one look at keys and deleted conversations to the
-    next.
+    judged. settled: for so long after trouble turns that nobody has are left alone, too, so that stores withdraw the
+    late ones, of which they said that they are not accepted. at_most: turns of each kind in one round. tidy_every: from
+    one look at keys and deleted conversations to the next.
     """
 
     every: float = 1.0
     late: float = 3.0
     calm: float = 10.0
+    settled: float = 5.0
     at_most: int = 500
     tidy_every: float = 10.0
 
 
 class Calm:
-    """Has all gone well for long enough? Only then does a worker's silence say something about the worker."""
+    """Has all gone well for long enough? Only then does silence say something about whoever is silent."""
 
     def __init__(self, needed: float, now: float) -> None:
         self._needed = needed
@@ -91,6 +97,7 @@ class Sweeper:
         self._pace = pace
         self._resting_since = time.monotonic()
         self._calm = Calm(pace.calm, self._resting_since)
+        self._settled = Calm(pace.settled, -math.inf)
         self._tidied_at = self._resting_since - pace.tidy_every
 
     @asynccontextmanager
@@ -122,14 +129,18 @@ class Sweeper:
                 self._tidied_at = now
                 await self._tidy()
         except (BrokerError, ServiceError) as error:
-            self._calm.broken(time.monotonic())
+            self._trouble(time.monotonic())
             log.warning("sweep broken off", cause=str(error))
         self._resting_since = time.monotonic()
+
+    def _trouble(self, at: float) -> None:
+        self._calm.broken(at)
+        self._settled.broken(at)
 
     def _expect_no_delay_since(self, then: float) -> None:
         now = time.monotonic()
         if now - then > self._pace.late:
-            self._calm.broken(now)
+            self._trouble(now)
 
     async def _due(self, *, since: float, all_results_are_in: bool) -> list[Turn]:
         """The turns that this round is to look after, which began at `since`."""
@@ -138,8 +149,12 @@ class Sweeper:
         # Judged when all is read: in the meantime, too, this process may have been stopped.
         self._expect_no_delay_since(since)
         if (failed_at := self._repository.turns.failed_at) is not None:
-            self._calm.broken(failed_at)
-        if all_results_are_in and self._calm.is_at(time.monotonic()):
+            self._trouble(failed_at)
+        now = time.monotonic()
+        if not self._settled.is_at(now):
+            _HELD_BACK.inc()
+            return []
+        if all_results_are_in and self._calm.is_at(now):
             return due + claimed
         _HELD_BACK.inc()
         return due
@@ -172,20 +187,29 @@ class Sweeper:
                     await self._endings.ended(turn)
                 case _:
                     pass  # somebody else was faster
-        except (BrokerError, ServiceError) as error:
-            if isinstance(error, ServiceError | BrokerUnavailable):
-                self._calm.broken(time.monotonic())
+        except ServiceError as error:
+            self._trouble(time.monotonic())
             # It is found again when its time has come again.
-            log.warning("turn not looked after", run_id=run_id, cause=type(error).__name__)
+            log.warning("turn not looked after", run_id=run_id, cause=error.problem.detail)
+        except Exception:
+            # It would be found by the next store, too, and by this one when it has started again.
+            log.exception("turn cannot be looked after", run_id=run_id)
 
     async def _tidy(self) -> None:
+        try:
+            await self._tidy_up()
+        except ServiceError as error:
+            # No sign of trouble: of all that is done here, some takes long in quiet times, too.
+            log.warning("tidying broken off", cause=error.problem.detail)
+
+    async def _tidy_up(self) -> None:
         now = self._repository.turns.clock.now()
         await self._repository.sweeps.forget_keys(now - KEYS_KEPT, self._pace.at_most)
         for deleted in await self._repository.sweeps.deleted(now - CLEANED_AGAIN_AFTER, self._pace.at_most):
             await self._repository.delete_conversation(deleted.tenant, deleted.conversation_id)
             # What waits first: the end of the one at work would have the next one answered.
             for run_id in await self._repository.waiting.live(deleted.conversation_id):
-                await self._endings.cancel(run_id)
+                await self._endings.cancel(run_id, patience=CANCEL_PATIENCE_S)
             await self._repository.sweeps.cleaned(deleted.conversation_id)
 
 

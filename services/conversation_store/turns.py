@@ -65,6 +65,7 @@ class TurnState:
     longest: the most that was held when an attempt was lost; fruitless: attempts lost without more than that.
     attempts_before: attempts that count no more, since an operator had the run repeated.
     followed: a waiting turn stands behind this one. dead_lettered: it failed for its job, and may be repeated.
+    adopted: more than one request was answered with this turn, before anybody took it.
     erased: the conversation was deleted; no text may be stored any more.
     withdrawn, result: only in a state that a decision has just ended.
     """
@@ -89,6 +90,7 @@ class TurnState:
     attempts_before: int = 0
     followed: bool = False
     dead_lettered: bool = False
+    adopted: bool = False
     erased: bool = False
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -169,6 +171,11 @@ class Withdraw:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """A request that is the same as the one that made the turn is to be answered with it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Watch:
     """A subscriber wants the frames of every attempt that is claimed from now on."""
 
@@ -199,18 +206,19 @@ class Replay:
     deadline: datetime
 
 
-Command = Claim | Finish | Cancel | Withdraw | Watch | Promote | Sweep | Bury | Replay
+Command = Claim | Finish | Cancel | Withdraw | Adopt | Watch | Promote | Sweep | Bury | Replay
 
 Verdict = Literal[
-    "granted", "busy", "over", "exhausted", "finished", "superseded", "cancelled", "cancelling", "watched", "promoted",
-    "promote", "republish", "ended", "left", "replayed",
+    "granted", "busy", "over", "exhausted", "finished", "superseded", "cancelled", "cancelling", "adopted", "watched",
+    "promoted", "promote", "republish", "ended", "left", "replayed",
 ]  # fmt: skip
 """What became of a command.
 
 claim: granted, busy (another worker has the run), over, exhausted (given up: too many attempts were lost).
 finish: finished (now, or by the same command before), superseded (it was not the present attempt's).
 cancel: cancelled, cancelling (the owner has yet to stop), over.
-withdraw: cancelled, over (it is another's turn, or a worker took it and so it was accepted after all).
+withdraw: cancelled, over (it is another's turn, or was accepted after all: a worker has it, or another request).
+adopt: adopted (nobody withdraws it any more), over (perhaps since it was withdrawn).
 watch: watched, over. promote: promoted (its job is to be published), over.
 sweep: republish (its job is to be), promote (is its conversation free?), ended, left. bury: ended, left.
 replay: replayed (its job is to be published), over (it is not one that may be).
@@ -247,6 +255,8 @@ def decide(before: TurnState, command: Command, now: datetime) -> Decision:
             return _cancel(before, now)
         case Withdraw():
             return _withdraw(before, command, now)
+        case Adopt():
+            return _adopt(before)
         case Watch():
             return _watch(before, command)
         case Promote():
@@ -392,11 +402,17 @@ def _cancel(before: TurnState, now: datetime) -> Decision:
 
 
 def _withdraw(before: TurnState, withdraw: Withdraw, now: datetime) -> Decision:
-    is_untouched = before.attempt == 0 and before.status in ("waiting", "queued", "cancelled")
+    is_untouched = before.attempt == 0 and before.status in ("waiting", "queued", "cancelled") and not before.adopted
     if before.created_at != withdraw.created_at or not is_untouched:
         return Decision("over", before)
     cancelled = _cancel(before, now)
     return replace(cancelled, after=replace(cancelled.after, withdrawn=before.withdrawn or not before.is_over))
+
+
+def _adopt(before: TurnState) -> Decision:
+    if before.is_over:
+        return Decision("over", before)
+    return Decision("adopted", replace(before, adopted=True))
 
 
 def _watch(before: TurnState, watch: Watch) -> Decision:
@@ -435,10 +451,12 @@ def _sweep(before: TurnState, sweep: Sweep, now: datetime) -> Decision:
         # Published once for each attempt that is lost; and again only if that was lost, too.
         if before.republished < before.attempt or sweep.queue_is_empty:
             return Decision("republish", replace(looked_after, republished=before.attempt))
-    elif not before.published or (
-        sweep.queue_is_empty and now - (before.queued_at or before.created_at) >= CLAIM_CHECK
-    ):
+        return Decision("left", looked_after)
+    is_late_at = (before.queued_at or before.created_at) + CLAIM_CHECK
+    if not before.published or (sweep.queue_is_empty and now >= is_late_at):
         return Decision("republish", looked_after)
+    if now < is_late_at:
+        return Decision("left", replace(before, next_check=min(is_late_at, before.deadline)))
     return Decision("left", looked_after)
 
 

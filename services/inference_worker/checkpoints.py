@@ -105,6 +105,7 @@ class Checkpoints:
         self._broker = broker
         self._hands = hands
         self._soon = asyncio.Event()
+        self._leaving = False
         self._sending: asyncio.Task[None] | None = None
 
     def hurry(self) -> None:
@@ -118,16 +119,16 @@ class Checkpoints:
     async def running(self) -> AsyncIterator[None]:
         """Checkpoints are sent within this context; on leaving it in good order, a last one."""
         async with asyncio.TaskGroup() as tasks:
-            loop = tasks.create_task(self._keep_on())
-            try:
-                yield
-            finally:
-                loop.cancel()
+            tasks.create_task(self._keep_on())
+            yield
+            # One that is on its way is answered first: the store takes text only from where what it holds ends.
+            self._leaving = True
+            self._soon.set()
         await self._send()
 
     async def _keep_on(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._leaving:
             self._soon.clear()
             due = loop.time() + PERIOD_S
             async with asyncio.TaskGroup() as tasks:

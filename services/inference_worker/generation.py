@@ -33,8 +33,9 @@ REDELIVERY_WAIT_S = 1.2
 NEWCOMER_WAIT_S = 2.0
 NEWCOMER_FOR_S = 5.0
 """So long after our connection was made, owners who are on their way back come first."""
-TEXTS_WAIT_S = 0.3
-"""For what subscribers have of an answer beyond what the store has."""
+TEXTS_WAIT_S = 1.0
+"""For what subscribers have of an answer beyond what the store has. All of them answer at once, so that only one that
+is gone costs the time; one that was too busy would show its readers a seam."""
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 5.0
 
@@ -190,6 +191,8 @@ class Generation:
         answer = run.answer
         answer.attempt = verdict.attempt
         for subscriber in verdict.subscribers:
+            # Not from where it has asked for the text meanwhile: that may be where the store's ends, short of its own.
+            run.followers.pop(subscriber, None)
             self._outbound.join(answer, subscriber, answer.base)
         for follower in run.followers.values():
             self._attach(answer, follower)

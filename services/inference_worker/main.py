@@ -57,9 +57,7 @@ class WorkerSettings(Settings):
 async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     """Runs the worker until `stop` is set."""
     async with (
-        open_models(
-            settings.models_file, settings.openai_base_url, settings.openai_api_key, settings.worker_slots
-        ) as models,
+        open_models(settings.models_file, settings.openai_base_url, settings.openai_api_key) as models,
         open_broker(settings.amqp_url.get_secret_value(), "inference_worker", clustered=settings.clustered) as broker,
     ):
         outbound = Outbound(broker.send_frame, broker.process)

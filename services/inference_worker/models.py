@@ -135,10 +135,8 @@ class _NoServer:
 
 
 @asynccontextmanager
-async def open_models(
-    file: ModelsFile, base_url: str | None, api_key: SecretStr | None, connections: int
-) -> AsyncIterator[Models]:
-    """Opens one client for each model server, with as many connections as there may be answers at a time.
+async def open_models(file: ModelsFile, base_url: str | None, api_key: SecretStr | None) -> AsyncIterator[Models]:
+    """Opens one client for each model server.
 
     `base_url` and `api_key` are of the server that answers for every model of which the file names no other.
     """
@@ -149,7 +147,7 @@ async def open_models(
             server = (base_url, api_key.get_secret_value() if api_key else None)
             if server not in opened:
                 has_any = base_url is not None or api_key is not None
-                opening = open_openai(*server, connections)
+                opening = open_openai(*server)
                 opened[server] = await stack.enter_async_context(opening) if has_any else _NoServer()
             return opened[server]
 

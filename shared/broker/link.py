@@ -8,8 +8,8 @@ live and die as one, so that there is a single path, for the start as for every 
 import asyncio
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aio_pika
@@ -73,7 +73,7 @@ class Link:
         """Runs `set_up` on the present connection, and on every later one. Raises BrokerError if it fails now."""
         async with self._changing:
             if self._connection is not None:
-                with translated(f"{self._name}: set up"):
+                with translated(f"{self._name}: set up"), _told_in_words():
                     async with asyncio.timeout(SET_UP_TIMEOUT_S):
                         await set_up(self._connection)
             self._set_ups.append(set_up)
@@ -96,13 +96,9 @@ class Link:
         connection = self._connection
         if connection is None:
             raise BrokerUnavailable(f"{self._name}: no connection to the broker")
-        with translated(f"{self._name}: passing channel"):
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_S), connection.channel(publisher_confirms=False) as channel:
-                    yield channel
-            except RuntimeError as error:
-                # What the library says, in these words only, of a connection that is closed already.
-                raise ConnectionError(str(error)) from error
+        with translated(f"{self._name}: passing channel"), _told_in_words():
+            async with asyncio.timeout(CONNECT_TIMEOUT_S), connection.channel(publisher_confirms=False) as channel:
+                yield channel
 
     def breaker(self) -> Callable[..., None]:
         """A callback for when the connection that is being set up is of no use any more: it is closed and made anew.
@@ -116,7 +112,7 @@ class Link:
         """Connects and reconnects for ever; sets `opened` after the first time. Runs until it is cancelled."""
         while True:
             try:
-                with translated(f"{self._name}: connect"):
+                with translated(f"{self._name}: connect"), _told_in_words():
                     await self._hold_one(opened)
             except BrokerError as error:
                 self.trouble = error
@@ -155,6 +151,15 @@ class Link:
                     await connection.close()
         except BrokerError as error:
             log.debug("broker connection closed roughly", link=self._name, cause=str(error))
+
+
+@contextmanager
+def _told_in_words() -> Iterator[None]:
+    # Of a connection that is closed already the libraries say so in words only, whatever they are asked for.
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(str(error)) from error
 
 
 @asynccontextmanager

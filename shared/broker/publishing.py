@@ -95,11 +95,13 @@ class Publisher:
                     raise
                 await asyncio.sleep(0.05)
 
-    async def send_unconfirmed(self, envelope: Envelope) -> None:
-        """Sends the message and forgets it. Raises BrokerUnavailable if there is no connection.
+    async def send_unconfirmed(self, envelope: Envelope, *, patience: float = 0.0) -> None:
+        """Sends the message and forgets it. Raises BrokerUnavailable if there is no connection for `patience` seconds.
 
         Not for what nobody limits: it does not wait until the connection has taken what was sent before.
         """
+        if patience:
+            await self._link.wait_up(patience)
         await self._write(envelope.exchange, envelope.key, envelope.body, envelope.properties(new_id()), wait=False)
 
     async def send_frame(self, exchange: str, key: str, body: bytes) -> None:

@@ -26,6 +26,10 @@ Handlers = Mapping[type[Request[Any]], Handler]
 
 PROBLEM = Problem.__name__
 
+ANSWER_PATIENCE_S = 2.0
+"""For an answer while there is no connection to send it by. A process's two connections do not come back at the same
+moment: requests may come by the one before answers can leave by the other."""
+
 
 class Caller:
     """The asking side: sends requests, and gives each answer to whoever waits for it."""
@@ -108,7 +112,8 @@ class Server:
                         type=type(answer).__name__,
                         body=body,
                         correlation_id=incoming.correlation_id,
-                    )
+                    ),
+                    patience=ANSWER_PATIENCE_S,
                 )
             except BrokerUnavailable as error:
                 log.warning("answer lost", request=incoming.type, cause=str(error))

@@ -65,7 +65,10 @@ class TextWanted(Contract):
 
 
 class SubscriberText(Contract):
-    """What a subscriber has of a run, in answer to `TextWanted`, sent to its `reply_to` with its `correlation_id`."""
+    """What a subscriber has of a run, in answer to `TextWanted`, sent to its `reply_to` with its `correlation_id`.
+
+    One that has no more than the worker answers with no text, lest it be waited for.
+    """
 
     run_id: Id
     attempt: int

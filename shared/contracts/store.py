@@ -222,7 +222,7 @@ class ClaimRun(Request[ClaimVerdict]):
     job_message_id: str
     redelivered: bool
     waited_ms: int
-    """How long the worker has held the job without asking."""
+    """How long the worker has held the job."""
     continuation: Continuation = "restart"
     """Of the model that the worker would ask."""
 

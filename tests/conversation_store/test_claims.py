@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
+from services.conversation_store import handlers
+from shared.contracts.problems import ServiceError
 from shared.contracts.store import CancelTurn, Checkpoint, GetRun, RunProgress, RunStanding, SubmitTurn, WatchRun
 from tests.conversation_store.conftest import Surroundings
 from tests.conversation_store.making import TENANT, claim_run, create_conversation, in_seconds, submit_turn
@@ -49,6 +52,20 @@ async def test_worker_whose_model_cannot_go_on_begins_anew(around: Surroundings,
     command = await begun(around, documents, BEGINNING)
     claim = await around.worker.call(claim_run(command.run_id, "w2", continuation="restart"))
     assert (claim.attempt, claim.text, claim.text_attempt, claim.tokens) == (2, "", 0, 0)
+
+
+async def test_job_that_came_again_is_no_reason_for_a_take_over_while_its_owner_may_still_be_reconnecting(
+    around: Surroundings, documents: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = await begun(around, documents, BEGINNING)
+    again = claim_run(command.run_id, "w2", redelivered=True, waited_ms=1200)
+    monkeypatch.setattr(handlers, "OWNERS_FIRST_S", 1_000_000.0)
+    with pytest.raises(ServiceError) as refused:
+        await around.worker.call(again)
+    assert refused.value.problem.code == "unavailable"
+    monkeypatch.setattr(handlers, "OWNERS_FIRST_S", 0.0)
+    claim = await around.worker.call(again)
+    assert (claim.verdict, claim.attempt) == ("granted", 2)
 
 
 async def test_checkpoint_tells_what_has_become_of_the_runs(around: Surroundings, documents: Database) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from infra.local.mongod import Mongod, find_mongod
-from services.conversation_store.repository import TurnCommits, connected, migrate
+from services.conversation_store.documents import new_turn
+from services.conversation_store.repository import TurnCommits, connected, migrate, open_repository
+from services.conversation_store.turns import Command, Withdraw
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import GetRun, ListDeadLetters, Ping, SubmitTurn
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded
@@ -111,6 +114,30 @@ async def test_turn_that_is_committed_after_its_submitter_has_left_is_withdrawn(
 
 
 @pytest.mark.timeout(120)
+async def test_late_turn_stays_if_the_same_request_was_answered_with_it_meanwhile(
+    around: Surroundings, mongod: OwnMongod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply, answered = TurnCommits.apply, asyncio.Event()
+
+    async def later(commits: TurnCommits, run_id: str, command: Command, *, tenant: str | None = None) -> Any:
+        if isinstance(command, Withdraw):
+            await answered.wait()
+        return await apply(commits, run_id, command, tenant=tenant)
+
+    monkeypatch.setattr(TurnCommits, "apply", later)
+    late = submit_turn(reply_by=in_seconds(2), idempotency_key="k")
+    mongod.freeze()
+    assert await refused(around, late) == "unavailable"
+    mongod.thaw()
+    # It was refused with the advice to send it again with its key.
+    again = await around.api.call(submit_turn(idempotency_key="k"), timeout=DEADLINE_S)
+    answered.set()
+    assert (again.replayed, again.run.id) == (True, late.run_id)
+    assert (await around.job()).run_id == late.run_id
+    assert (await around.worker.call(claim_run(late.run_id), timeout=DEADLINE_S)).verdict == "granted"
+
+
+@pytest.mark.timeout(120)
 async def test_waiting_turn_that_is_committed_too_late_is_withdrawn_and_those_behind_it_are_answered(
     around: Surroundings, mongod: OwnMongod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +204,26 @@ async def test_turn_whose_first_insert_came_through_unnoticed_is_withdrawn_too(
         assert (REGISTRY.get_sample_value("parley_store_batches_retried_total", {"kind": "insert"}) or 0) > retried
         await until_cancelled(around, command)
         assert not (await around.api.call(submit_turn(idempotency_key="k"))).replayed
+
+
+@pytest.mark.timeout(120)
+async def test_stop_does_not_wait_for_each_of_many_writes_while_the_database_is_away(
+    mongod: OwnMongod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.conversation_store.repository.database.OPERATION_TIMEOUT_MS", 1_000)
+    async with open_repository(mongod.url("parley")) as repository:
+        mongod.freeze()
+        turns = [
+            new_turn(submit_turn(), model="fake", seq=1, login=None, now=repository.turns.clock.now())
+            for _ in range(4_000)
+        ]
+        inserting = [repository.turns.insert(turn) for turn in turns]
+        left_at = time.monotonic()
+    took = time.monotonic() - left_at
+    mongod.thaw()
+    outcomes = await asyncio.gather(*inserting, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {ServiceError}
+    assert took < 6, "twenty batches, two at a time, took a second each"
 
 
 @pytest.mark.timeout(120)

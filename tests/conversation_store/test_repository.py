@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import BulkWriteError, OperationFailure
 
 from services.conversation_store.documents import Document, Turn, new_turn, present
 from services.conversation_store.prompts import Budget, History
 from services.conversation_store.repository import Applied, DuplicateTurn, Repository, open_repository
+from services.conversation_store.repository.database import OutcomeUnknown, asking, faults
 from services.conversation_store.turns import LEASE, Cancel, Claim, Finish, Watch, Withdraw
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn
@@ -259,3 +261,34 @@ async def test_texts_that_fit_into_no_prompt_are_not_read(repository: Repository
     history = History(wanted)
     history.extend(past)
     assert ([message.content for message in history.messages()], history.is_full) == (["é🙂", "b"], True)
+
+
+async def test_mark_that_a_turn_is_followed_is_made_once(repository: Repository, documents: Database) -> None:
+    assert not await repository.waiting.follow(CONVERSATION)
+    active = submit_turn(conversation_id=CONVERSATION)
+    await repository.turns.insert(document(active))
+    for _ in range(3):
+        assert await repository.waiting.follow(CONVERSATION)
+        stored = await documents.turns.find_one({"_id": active.run_id})
+        assert stored is not None
+        assert (stored["followed"], stored["revision"]) == (True, 2)
+    # Who decides by what he remembers from before finds that out.
+    ended = await applied(repository.turns.apply(active.run_id, Cancel()))
+    assert ended.turn.state().followed
+
+
+@pytest.mark.parametrize("code", [43, 50, 134, 262, 11602])
+def test_fault_that_passes_is_no_refusal(code: int) -> None:
+    with pytest.raises(ServiceError) as refusal, asking():
+        raise OperationFailure("a moment, please", code)
+    assert refusal.value.problem.code == "unavailable"
+    # Of a batch, too: what it has not got to is not refused for good.
+    duplicate = {"index": 0, "code": 11000}
+    assert faults(BulkWriteError({"writeErrors": [duplicate]})) == [duplicate]
+    with pytest.raises(OutcomeUnknown):
+        faults(BulkWriteError({"writeErrors": [duplicate, {"index": 1, "code": code}]}))
+
+
+def test_fault_that_stays_is_not_taken_for_an_outage() -> None:
+    with pytest.raises(OperationFailure), asking():
+        raise OperationFailure("no such command", 59)

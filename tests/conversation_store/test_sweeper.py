@@ -20,6 +20,7 @@ from services.conversation_store.repository import Repository, open_repository
 from services.conversation_store.sweeper import Calm, Pace, Sweeper
 from shared.broker import Broker, open_broker
 from shared.contracts.jobs import FinishRun
+from shared.contracts.problems import refused
 from shared.contracts.resources import Run
 from shared.contracts.store import Checkpoint, DeleteConversation, GetRun, RunProgress, SubmitTurn
 from shared.ids import new_id
@@ -30,7 +31,7 @@ from tests.stack.rooms import Vhost
 Database = AsyncDatabase[dict[str, Any]]
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
-QUICK = Pace(every=0.1, calm=0.3, tidy_every=0.1)
+QUICK = Pace(every=0.1, calm=0.3, settled=0.1, tidy_every=0.1)
 
 
 @pytest.fixture
@@ -316,6 +317,56 @@ async def test_running_turns_are_left_alone_until_all_has_gone_well_for_a_while(
         assert is_untouched(await stored(documents, lapsed))
         assert (await stored(documents, unpublished))["next_check"] > LONG_AGO, "what nobody has is looked after"
         await until_calm(one)
+    assert (await stored(documents, lapsed))["status"] == "failed"
+
+
+async def test_no_turn_is_looked_after_until_late_ones_can_have_been_withdrawn(
+    vhost: Vhost, migrated: str, documents: Database
+) -> None:
+    late = submit_turn()
+    async with sweeper(vhost, migrated, replace(QUICK, settled=CALM_S)) as (one, repository, _):
+        await one.sweep()
+        # A write of this store has no outcome; what was inserted, and by whom, it finds out a moment later.
+        repository.turns.failed_at = time.monotonic()
+        await insert(documents, left_undone(late))
+        await one.sweep()
+        assert (await stored(documents, late))["next_check"] == LONG_AGO
+        await until_calm(one)
+    assert (await stored(documents, late))["next_check"] > LONG_AGO
+
+
+async def test_turn_that_cannot_be_looked_after_keeps_nobody_from_the_others(
+    vhost: Vhost, migrated: str, documents: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = submit_turn(), submit_turn()
+    async with sweeper(vhost, migrated, QUICK) as (one, _, _):
+        publish_again = Jobs.publish_again
+
+        async def failing(jobs: Jobs, run_id: str) -> None:
+            if run_id == bad.run_id:
+                raise LookupError("a field that this version does not know")
+            await publish_again(jobs, run_id)
+
+        monkeypatch.setattr(Jobs, "publish_again", failing)
+        await insert(documents, left_undone(bad), left_undone(good))
+        await one.sweep()
+        async with asyncio.timeout(DEADLINE_S):
+            while not (await stored(documents, good))["published"]:
+                await asyncio.sleep(0.05)
+
+
+async def test_tidying_that_takes_too_long_does_not_hold_up_the_repair_of_runs(
+    vhost: Vhost, migrated: str, documents: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def too_long(*_: Any) -> int:
+        raise refused("unavailable", "the database does not answer")
+
+    lapsed = submit_turn()
+    async with sweeper(vhost, migrated, replace(QUICK, calm=CALM_S)) as (one, repository, _):
+        monkeypatch.setattr(repository.sweeps, "forget_keys", too_long)
+        await until_calm(one)
+        await insert(documents, running(lapsed, deadline=in_seconds(-1)))
+        await one.sweep()
     assert (await stored(documents, lapsed))["status"] == "failed"
 
 

@@ -9,15 +9,18 @@ from hypothesis import strategies as st
 
 from services.conversation_store.documents import state_changes
 from services.conversation_store.turns import (
+    CLAIM_CHECK,
     LEASE,
     OVERDUE,
     PUBLISH_CHECK,
     TAKEOVER_CHECK,
+    Adopt,
     AttemptLimits,
     Bury,
     Cancel,
     Claim,
     Command,
+    Decision,
     Finish,
     Promote,
     Replay,
@@ -167,6 +170,15 @@ def test_withdrawn_turn_is_cancelled_unless_it_was_accepted_after_all_or_is_anot
         assert (decision.verdict, decision.after) == ("over", state)
 
 
+def test_turn_that_another_request_was_answered_with_is_not_withdrawn() -> None:
+    adopted = decide(QUEUED, Adopt(), NOW)
+    assert adopted.verdict == "adopted"
+    assert decide(adopted.after, Withdraw(NOW), NOW) == Decision("over", adopted.after)
+    assert decide(adopted.after, Cancel(), NOW).after.status == "cancelled"
+    withdrawn = decide(QUEUED, Withdraw(NOW), NOW).after
+    assert decide(withdrawn, Adopt(), NOW) == Decision("over", withdrawn)
+
+
 def test_finish_of_an_erased_turn_brings_no_text_back() -> None:
     ended = after(finish(), start=replace(after(claim()), erased=True))
     assert ended.result is not None
@@ -243,6 +255,8 @@ def test_sweep_publishes_what_is_unpublished_and_what_was_lost_from_the_queue() 
     published = replace(unpublished, published=True)
     for queue_is_empty, seconds, verdict in ((False, 11, "left"), (True, 9, "left"), (True, 10, "republish")):
         assert decide(published, Sweep(queue_is_empty), NOW + timedelta(seconds=seconds)).verdict == verdict
+    unclaimed = decide(published, Sweep(queue_is_empty=True), NOW + PUBLISH_CHECK).after
+    assert unclaimed.next_check == NOW + CLAIM_CHECK, "it is looked at as soon as it is late, and no later"
     # It came into the queue only now, however long it has waited for that.
     promoted = replace(published, queued_at=NOW + timedelta(seconds=5))
     assert decide(promoted, Sweep(queue_is_empty=True), NOW + timedelta(seconds=11)).verdict == "left"
@@ -312,6 +326,7 @@ COMMANDS = st.one_of(
     ),
     st.just(Cancel()),
     st.builds(Withdraw, st.sampled_from([NOW, DEADLINE])),
+    st.just(Adopt()),
     st.builds(Watch, st.sampled_from(["api-1", "api-2"])),
 )
 

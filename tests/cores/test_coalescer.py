@@ -71,7 +71,12 @@ class Subscriber:
             case WorkerAlive():
                 assert self.awaits_beat
                 self.awaits_beat = False
-                reached = {run_id: (answers[run_id].attempt, len(has.text)) for run_id, has in self.followed.items()}
+                # What is closed and was sent to its end, even in this frame, is no longer worked at.
+                reached = {
+                    run_id: (answers[run_id].attempt, len(has.text))
+                    for run_id, has in self.followed.items()
+                    if not answers[run_id].closed or len(has.text) < answers[run_id].length or not has.started
+                }
                 assert event.runs == reached, "the heartbeat says what was sent before it"
             case _:
                 raise AssertionError(f"a worker's outbox does not send {event.type}")
@@ -89,9 +94,8 @@ class AnswersAreFollowed(RuleBasedStateMachine):
     @rule(text=st.one_of(st.just(""), TEXTS), attempt=st.integers(1, 3))
     def answer_begins(self, text: str, attempt: int) -> None:
         """Perhaps with the text of an attempt before it."""
-        answer = Answer(f"01900000-0000-7000-8000-{len(self.answers):012x}", "a model")
+        answer = Answer(f"01900000-0000-7000-8000-{len(self.answers):012x}", "a model", text)
         answer.attempt = attempt
-        answer.append(text)
         self.answers.append(answer)
 
     @precondition(lambda self: self.answers)
@@ -186,20 +190,22 @@ class AnswersAreFollowed(RuleBasedStateMachine):
             assert subscriber.is_hurried or self.now - subscriber.last_frame >= FRAME_INTERVAL_S - 1e-9
             subscriber.hear(body, {answer.run_id: answer for answer in self.answers})
         subscriber.last_frame, subscriber.is_hurried = self.now, False
+        # With nothing left that is followed, a heartbeat has nothing to say.
+        subscriber.awaits_beat &= bool(self.followed_by(subscriber))
 
     def teardown(self) -> None:
-        for who, subscriber in enumerate(getattr(self, "subscribers", [])):
+        for who in range(len(self.subscribers)):
             self.all_is_taken(who)
-            for answer in self.answers:
-                answer.closed = True
-                subscriber.outbox.close(answer)
-                assert subscriber.outbox not in answer.outboxes
+        for which in range(len(self.answers)):
+            self.answer_closes(which)
+            assert self.one(which).outboxes == []
+        for subscriber in self.subscribers:
             assert subscriber.outbox.idle
             assert subscriber.outbox.backlog == 0
 
     @invariant()
     def nothing_is_forgotten_nor_counted_twice(self) -> None:
-        for subscriber in getattr(self, "subscribers", []):
+        for subscriber in self.subscribers:
             outbox = subscriber.outbox
             unsent = subscriber.unsent(self.answers)
             assert outbox.backlog == unsent

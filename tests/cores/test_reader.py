@@ -3,10 +3,10 @@
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.api.dialects.native import NativeEvents
 from services.api.text import Reader, Text
@@ -33,9 +33,33 @@ ENDED = Run(
     finished_at=None,
 )
 
-PIECES = st.text(alphabet="ab\n\r\u2028é🙂\u0301\x00", min_size=1, max_size=5)
-REPLICAS = st.integers(0, 1)
-ANY = st.integers(0, 1_000_000)
+ALPHABET = "ab\n\r\u2028é🙂\u0301\x00"
+Happening = Literal[
+    "an attempt begins",
+    "text comes",
+    "a superseded attempt goes on",
+    "the next event reaches a replica",
+    "an event comes late, or again, or before its time",
+    "the next event is lost",
+    "a replica asks the store",
+    "a replica attaches",
+    "a replica forgets the run",
+    "a client comes",
+    "a client resumes from any id",
+    "a client reads one event",
+    "a client reads all",
+    "the run ends",
+]
+USUAL: list[Happening] = ["text comes", "the next event reaches a replica", "a client reads all"]
+STORIES = st.lists(
+    st.tuples(
+        st.sampled_from([*USUAL * 3, *["an attempt begins"] * 2, *get_args(Happening)]),
+        st.integers(0, 1),
+        st.integers(0, 60),
+    ),
+    min_size=60,
+    max_size=60,
+)
 
 
 class Sent(NamedTuple):
@@ -118,42 +142,70 @@ class Replica:
     ended: Run | None = None
 
 
-class RunIsRead(RuleBasedStateMachine):
+class World:
     """Attempts that generate, two replicas that get any of their events in any order, and clients that come and go."""
 
-    @initialize()
-    def begin(self) -> None:
+    def __init__(self) -> None:
         self.attempts: list[Attempt] = []
         self.is_over = False
         self.replicas = [Replica(), Replica()]
         self.sent: list[list[Sent]] = [[], []]
         self.ids = [Id(0, 0, "")]
+        for at in range(len(self.replicas)):
+            self.let_come(at, 0)
+
+    def let(self, what: Happening, at: int, number: int) -> None:
+        """`at` says which replica; `number` chooses whatever else there is to choose."""
+        match what:
+            case "an attempt begins":
+                self.begin_attempt(number)
+            case "text comes":
+                self.generate(number, 0)
+            case "a superseded attempt goes on":
+                self.generate(number, 1)
+            case "the next event reaches a replica":
+                self.bring(at, self.replicas[at].read)
+                self.replicas[at].read += 1
+            case "an event comes late, or again, or before its time":
+                self.bring(at, number % (len(self.sent[at]) + 1))
+            case "the next event is lost":
+                self.replicas[at].read += 1
+            case "a replica asks the store":
+                self.ask_the_store(at, number % 3)
+            case "a replica attaches":
+                self.attach(at, number)
+            case "a replica forgets the run":
+                self.replicas[at], self.sent[at] = Replica(), []
+            case "a client comes":
+                self.let_come(at, 0)
+            case "a client resumes from any id":
+                self.let_come(at, number)
+            case "a client reads one event":
+                self.let_read(at, number, 1)
+            case "a client reads all":
+                self.let_read(at, number, 1000)
+            case "the run ends":
+                self.end(at, is_whole=bool(number % 2))
 
     # The workers.
 
-    @precondition(lambda self: not self.is_over)
-    @rule(base=ANY, more=ANY)
-    def attempt_begins(self, base: int, more: int) -> None:
+    def begin_attempt(self, number: int) -> None:
         """Its worker may have been given more of the text before than the store holds."""
-        before = self.attempts[-1].text if self.attempts else ""
-        base %= len(before) + 1
-        begins_at = base + more % (len(before) - base + 1)
-        self.attempts.append(Attempt(base, before[:begins_at]))
-        self.send(Sent(len(self.attempts), begins_at, None))
+        if not self.is_over:
+            before = self.attempts[-1].text if self.attempts else ""
+            begins_at = number % (len(before) + 1)
+            self.attempts.append(Attempt(number // 2 % (begins_at + 1), before[:begins_at]))
+            self.send(Sent(len(self.attempts), begins_at, None))
 
-    @precondition(lambda self: self.attempts and not self.is_over)
-    @rule(piece=PIECES, back=st.sampled_from([0, 0, 0, 1]))
-    def text_comes(self, piece: str, back: int) -> None:
+    def generate(self, number: int, back: int) -> None:
         """From the present attempt, or from one before it that does not know yet that it was superseded."""
-        number = max(1, len(self.attempts) - back)
-        attempt = self.attempts[number - 1]
-        self.send(Sent(number, len(attempt.text), piece))
-        attempt.text += piece
-
-    @precondition(lambda self: self.attempts)
-    @rule()
-    def run_ends(self) -> None:
-        self.is_over = True
+        if not self.attempts:
+            self.begin_attempt(0)
+        if not self.is_over:
+            place = max(1, len(self.attempts) - back)
+            attempt, piece = self.attempts[place - 1], ALPHABET[number % len(ALPHABET) :][: 1 + number % 4]
+            self.send(Sent(place, len(attempt.text), piece))
+            attempt.text += piece
 
     def send(self, event: Sent) -> None:
         for queue in self.sent:
@@ -161,92 +213,60 @@ class RunIsRead(RuleBasedStateMachine):
 
     # What reaches a replica.
 
-    @rule(at=REPLICAS, count=st.integers(1, 5))
-    def events_come_in_order(self, at: int, count: int) -> None:
+    def bring(self, at: int, place: int) -> None:
         replica = self.replicas[at]
-        for event in self.sent[at][replica.read : replica.read + count]:
-            self.bring(replica, event)
-            replica.read += 1
+        if replica.ended is None and place < len(self.sent[at]):
+            event = self.sent[at][place]
+            if event.text is None:
+                fits = replica.text.start(event.attempt, event.offset, MODEL)
+            else:
+                fits = replica.text.append(event.attempt, event.offset, event.text)
+            is_older, is_present = event.attempt < replica.text.attempt, event.attempt == replica.text.attempt
+            reach = event.offset + len(event.text or "")
+            assert fits == (is_older or (is_present and reach <= replica.text.length)), "text is missing, or is not"
 
-    @rule(at=REPLICAS, which=ANY)
-    def an_event_comes_late_or_again_or_before_its_time(self, at: int, which: int) -> None:
-        if self.sent[at]:
-            self.bring(self.replicas[at], self.sent[at][which % len(self.sent[at])])
-
-    @precondition(lambda self: self.attempts)
-    @rule(at=REPLICAS, count=st.integers(1, 3))
-    def events_are_lost(self, at: int, count: int) -> None:
-        self.replicas[at].read = min(self.replicas[at].read + count, len(self.sent[at]))
-
-    @precondition(lambda self: self.attempts)
-    @rule(at=REPLICAS, late=st.sampled_from([0, 0, 1, 2]))
-    def replica_asks_the_store(self, at: int, late: int) -> None:
-        """The store's answer may be as old as some attempts."""
-        known = max(1, len(self.attempts) - late)
-        if self.replicas[at].ended is None:
+    def ask_the_store(self, at: int, late: int) -> None:
+        """Its answer may be as old as some attempts."""
+        known = len(self.attempts) - late
+        if self.replicas[at].ended is None and known > 0:
             self.replicas[at].text.adopt(known, self.bases[:known], MODEL)
 
-    @precondition(lambda self: self.attempts)
-    @rule(at=REPLICAS, cut=ANY)
-    def replica_attaches(self, at: int, cut: int) -> None:
+    def attach(self, at: int, number: int) -> None:
         """The worker of the newest attempt that the replica knows answers with the rest, in two pieces."""
-        text, number = self.replicas[at].text, self.replicas[at].text.known
-        if number:
-            whole = self.attempts[number - 1].text
+        text, attempt = self.replicas[at].text, self.replicas[at].text.known
+        if attempt:
+            whole = self.attempts[attempt - 1].text
             offset = min(text.reach, len(whole))
-            middle = offset + cut % (len(whole) - offset + 1)
-            pieces = [Sent(number, offset, whole[offset:middle]), Sent(number, middle, whole[middle:])]
-            self.sent[at] += [Sent(number, offset, None), *(piece for piece in pieces if piece.text)]
+            middle = offset + number % (len(whole) - offset + 1)
+            pieces = [Sent(attempt, offset, whole[offset:middle]), Sent(attempt, middle, whole[middle:])]
+            self.sent[at] += [Sent(attempt, offset, None), *(piece for piece in pieces if piece.text)]
 
-    @precondition(lambda self: self.attempts)
-    @rule(at=REPLICAS)
-    def replica_forgets_the_run(self, at: int) -> None:
-        """Its last reader has left."""
-        self.replicas[at], self.sent[at] = Replica(), []
-
-    @precondition(lambda self: self.is_over)
-    @rule(at=REPLICAS, whole=st.booleans())
-    def end_comes(self, at: int, whole: bool) -> None:
-        """With the text from the store, or only its length, if the text is there."""
-        replica, stored, number = self.replicas[at], self.attempts[-1].text, len(self.attempts)
-        if replica.ended is not None:
+    def end(self, at: int, *, is_whole: bool) -> None:
+        """A replica hears of it: with the text from the store, or only its length, if the text is there."""
+        replica, number = self.replicas[at], len(self.attempts)
+        if not self.attempts or replica.ended is not None:
             return
-        if whole:
+        self.is_over = True
+        stored = self.attempts[-1].text
+        if is_whole:
             replica.text.complete(number, stored, MODEL)
         elif (replica.text.attempt, replica.text.length) != (number, len(stored)):
             return
         replica.ended = ENDED
 
-    def bring(self, replica: Replica, event: Sent) -> None:
-        if replica.ended is not None:
-            return
-        if event.text is None:
-            replica.text.start(event.attempt, event.offset, MODEL)
-        else:
-            replica.text.append(event.attempt, event.offset, event.text)
-
     # The clients.
 
-    @rule(at=REPLICAS)
-    def client_comes(self, at: int) -> None:
-        self.replicas[at].clients.append(self.client(Id(0, 0, "")))
+    def let_come(self, at: int, number: int) -> None:
+        self.replicas[at].clients.append(self.client(self.ids[number % len(self.ids)]))
 
-    @rule(at=REPLICAS, which=ANY)
-    def client_resumes_from_any_id(self, at: int, which: int) -> None:
-        self.replicas[at].clients.append(self.client(self.ids[which % len(self.ids)]))
-
-    @rule(at=REPLICAS, which=ANY, limit=st.sampled_from([1, 2, 1000]))
-    def client_reads(self, at: int, which: int, limit: int) -> None:
+    def let_read(self, at: int, which: int, limit: int) -> None:
         replica = self.replicas[at]
         if replica.clients:
             client = replica.clients[which % len(replica.clients)]
             client.hear(replica.text, replica.ended, limit)
-            self.keep_ids(client)
-
-    def keep_ids(self, client: Client) -> None:
-        # Those of the end are not resumed from: their client has all.
-        self.ids += [id_ for id_ in client.ids if not client.over or id_ is not client.ids[-1]]
-        client.ids.clear()
+            # Those of the end are not resumed from: their client has all.
+            self.ids += [id_ for id_ in client.ids if not client.over or id_ is not client.ids[-1]]
+            client.ids.clear()
 
     def client(self, at: Id) -> Client:
         return Client(Reader(NativeEvents(RUN_ID), at.attempt, at.offset), self.attempts, at.text, at.attempt)
@@ -257,19 +277,17 @@ class RunIsRead(RuleBasedStateMachine):
 
     # What must hold.
 
-    @invariant()
-    def replica_holds_a_beginning_of_its_attempt(self) -> None:
+    def check_texts(self) -> None:
+        """A replica holds a beginning of its attempt's text."""
         for replica in self.replicas:
             held, number = replica.text.read(0), replica.text.attempt
             assert len(held) == replica.text.length
             assert (self.attempts[number - 1].text if number else "").startswith(held)
 
-    def teardown(self) -> None:
-        if not self.attempts:
-            return
+    def check_that_all_have_all(self) -> None:
+        """Once each replica has done what it does until nothing is missing: it asks the store, and attaches."""
         whole, number = self.attempts[-1].text, len(self.attempts)
         for replica in self.replicas:
-            # What a replica does until nothing is missing: it asks the store, and attaches.
             if replica.ended is None:
                 replica.text.adopt(number, self.bases, MODEL)
                 offset = replica.text.reach
@@ -281,6 +299,10 @@ class RunIsRead(RuleBasedStateMachine):
                 assert client.over
                 assert client.text == whole
                 assert client.reader.next(replica.text, ENDED) is None
+
+    def check_that_every_id_leads_to_the_rest(self) -> None:
+        """On a replica that had never heard of the run, after its end."""
+        whole, number = self.attempts[-1].text, len(self.attempts)
         saved = Text()
         saved.adopt(number, self.bases, MODEL)
         saved.complete(number, whole, MODEL)
@@ -292,5 +314,13 @@ class RunIsRead(RuleBasedStateMachine):
             assert client.started == min([place.offset, *self.bases[place.attempt :]]), "not exactly the rest"
 
 
-TestRunIsRead = RunIsRead.TestCase
-TestRunIsRead.settings = examples(120, steps=40)
+@examples(250)
+@given(story=STORIES)
+def test_every_client_has_the_text_whatever_happens(story: list[tuple[Happening, int, int]]) -> None:
+    world = World()
+    for what, at, number in story:
+        world.let(what, at, number)
+        world.check_texts()
+    if world.attempts:
+        world.check_that_all_have_all()
+        world.check_that_every_id_leads_to_the_rest()

@@ -181,6 +181,17 @@ def test_attempt_that_was_never_heard_of_makes_the_text_begin_anew() -> None:
     assert (text.attempt, text.length, text.resume(1, 3)) == (3, 0, 0)
 
 
+def test_what_an_attempt_said_that_it_kept_stands_against_the_checkpoints_word_for_it() -> None:
+    text = Text()
+    text.start(1, 0, MODEL)
+    text.append(1, 0, "abcdef")
+    text.start(2, 5, MODEL)
+    text.adopt(2, [0, 3], MODEL)
+    assert text.resume(1, 6) == 5, "its worker was given more by a subscriber than the store has"
+    text.adopt(3, [0, 3, 4], MODEL)
+    assert (text.reach, text.resume(1, 6)) == (4, 5)
+
+
 def test_delta_of_an_attempt_whose_start_was_lost_does_not_fit() -> None:
     text = Text()
     assert not text.append(1, 0, "abc")

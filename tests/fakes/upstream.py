@@ -219,6 +219,9 @@ class FakeUpstream:
         yield _event(script, _chunk(record, {"role": "assistant", "content": ""}))
         await asyncio.sleep(script.first_s)
         tokens = _answer_tokens(record)
+        # What a server only repeats, it need not generate.
+        at_once = len(record.prefix) if script.prefill == "repeat" else 0
+        written = 0
         for position in range(len(tokens) + 1):
             if 0 <= script.hold_after <= position:
                 await self.gate(script.tag).pass_through(position - script.hold_after + 1)
@@ -235,7 +238,8 @@ class FakeUpstream:
             if script.garbage_after == position:
                 yield _lines(script, ['data: {"choices": [{"delta": {"content": "unfin'])
             if position < len(tokens):
-                if position:
+                written += len(tokens[position])
+                if position and written > at_once:
                     await asyncio.sleep(script.drip_s)
                 yield _event(script, _chunk(record, {"content": tokens[position]}))
                 record.written_at.append(asyncio.get_running_loop().time())

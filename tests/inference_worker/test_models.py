@@ -106,7 +106,7 @@ async def test_each_model_is_asked_of_its_own_server(tmp_path: Path, monkeypatch
             continuation = "prefill"
             """
         )
-        async with open_models(ModelsFile.read(path), usual.base_url, SecretStr(f"{SECRET}-usual"), 5) as models:
+        async with open_models(ModelsFile.read(path), usual.base_url, SecretStr(f"{SECRET}-usual")) as models:
             for tag in ("other", "here", "unnamed"):
                 asked = job(Script(tag=tag))
                 text = [piece.text async for piece in models.of(asked.model).provider.stream(asked)]
@@ -130,7 +130,7 @@ async def test_each_model_is_asked_of_its_own_server(tmp_path: Path, monkeypatch
 async def test_model_that_no_server_answers_for_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "models.toml"
     path.write_text('[models.known]\nbase_url = "http://127.0.0.1:9/v1"\n')
-    async with open_models(ModelsFile.read(path), None, None, 5) as models:
+    async with open_models(ModelsFile.read(path), None, None) as models:
         assert models.of("known").continuation == "restart"
         with pytest.raises(ProviderRefused, match="No model server is configured"):
             await anext(models.of("unknown").provider.stream(job(Script())))

@@ -29,7 +29,7 @@ KEY = "sk-a-key-that-nobody-may-see"
 
 @pytest.fixture
 async def provider(upstream: FakeUpstream) -> AsyncIterator[OpenAIProvider]:
-    async with open_openai(upstream.base_url, KEY, connections=20) as provider:
+    async with open_openai(upstream.base_url, KEY) as provider:
         yield provider
 
 
@@ -245,13 +245,13 @@ async def test_answer_comes_after_a_retry(provider: OpenAIProvider) -> None:
 async def test_server_that_is_not_there_is_unreachable() -> None:
     async with FakeUpstream() as upstream:
         base_url = upstream.base_url
-    async with open_openai(base_url, None, connections=1) as provider:
+    async with open_openai(base_url, None) as provider:
         heard = await hear(provider, job(Script()))
     assert type(heard.error) is ProviderUnreachable
 
 
 async def test_server_that_speaks_no_http_is_an_error_of_ours() -> None:
-    async with raw_server(b"220 Connection: close\r\n") as (url, _), open_openai(url, None, connections=1) as provider:
+    async with raw_server(b"220 Connection: close\r\n") as (url, _), open_openai(url, None) as provider:
         heard = await hear(provider, job(Script()))
     assert isinstance(heard.error, ProviderError)
     assert heard.error.code == "provider_error"
@@ -289,7 +289,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 async def test_connection_is_used_again_once_the_answer_is_done() -> None:
     event = b'data: {"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
     answer = HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
-    async with raw_server(answer) as (url, connections), open_openai(url, None, connections=4) as provider:
+    async with raw_server(answer) as (url, connections), open_openai(url, None) as provider:
         for _ in range(4):
             heard = await hear(provider, job(Script()))
             assert (heard.text, heard.finish_reason, heard.error) == ("hi", "stop", None)
@@ -309,7 +309,7 @@ async def test_connection_is_used_again_once_the_answer_is_done() -> None:
 async def test_usage_that_cannot_be_read_takes_nothing_from_the_answer(usage: bytes) -> None:
     body = b'data: {"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}], "usage": %b}\n\n' % usage
     answer = HEAD + b"Connection: close\r\n\r\n" + body
-    async with raw_server(answer) as (url, _), open_openai(url, None, connections=1) as provider:
+    async with raw_server(answer) as (url, _), open_openai(url, None) as provider:
         heard = await hear(provider, job(Script()))
     assert (heard.text, heard.finish_reason, heard.error, heard.usage) == ("hi", "stop", None, None)
 
@@ -317,7 +317,7 @@ async def test_usage_that_cannot_be_read_takes_nothing_from_the_answer(usage: by
 async def test_connection_that_the_server_dropped_meanwhile_is_made_again() -> None:
     event = b'data: {"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}]}\n\n'
     answer = HEAD + b"Connection: close\r\n\r\n" + event
-    async with raw_server(b"", answer) as (url, connections), open_openai(url, None, connections=1) as provider:
+    async with raw_server(b"", answer) as (url, connections), open_openai(url, None) as provider:
         heard = await hear(provider, job(Script()))
     assert (heard.text, heard.error, len(connections)) == ("hi", None, 2)
 
@@ -328,7 +328,7 @@ async def test_compressed_answers_are_read() -> None:
     refusal = gzip.compress(b'{"error": {"message": "no such model"}}')
     head = b"HTTP/1.1 404 Not Found\r\nContent-Encoding: gzip\r\nContent-Type: application/json\r\n"
     refused = head + b"Content-Length: %d\r\nConnection: close\r\n\r\n%b" % (len(refusal), refusal)
-    async with raw_server(answer, refused) as (url, _), open_openai(url, None, connections=1) as provider:
+    async with raw_server(answer, refused) as (url, _), open_openai(url, None) as provider:
         heard = await hear(provider, job(Script()))
         assert (heard.text, heard.finish_reason, heard.error) == ("hi", "stop", None)
         heard = await hear(provider, job(Script()))
@@ -340,7 +340,7 @@ async def test_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch)
     event = b'data: {"choices": [{"delta": {"content": "by proxy"}, "finish_reason": "stop"}]}\n\n'
     async with raw_server(HEAD + b"Connection: close\r\n\r\n" + event) as (url, _):
         monkeypatch.setenv("http_proxy", url.removesuffix("/v1"))
-        async with open_openai("http://model.invalid/v1", None, connections=1) as provider:
+        async with open_openai("http://model.invalid/v1", None) as provider:
             heard = await hear(provider, job(Script()))
     assert (heard.text, heard.error) == ("by proxy", None)
 
@@ -348,9 +348,30 @@ async def test_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("body", [b"[1,2]", b'{"choices": 3}', b'{"choices": [{"delta": {"content": 5}}]}', b'"x"'])
 async def test_chunk_of_another_shape_is_an_error_of_ours(body: bytes) -> None:
     answer = HEAD + b"Connection: close\r\n\r\ndata: " + body + b"\n\n"
-    async with raw_server(answer) as (url, _), open_openai(url, None, connections=1) as provider:
+    async with raw_server(answer) as (url, _), open_openai(url, None) as provider:
         heard = await hear(provider, job(Script()))
     assert type(heard.error) is ProviderFailed
+
+
+async def test_any_number_of_answers_is_read_at_a_time(provider: OpenAIProvider, upstream: FakeUpstream) -> None:
+    """After a loss of its deliveries a worker has the runs from before, and takes as many again."""
+    script = Script(tag="many", tokens=2, hold_after=1)
+    # More than the transport's own library would allow.
+    all_begun = asyncio.Barrier(120)
+
+    async def texts() -> str:
+        text = ""
+        async with aclosing(provider.stream(job(script))) as stream:
+            async for piece in stream:
+                if piece.text and not text:
+                    await all_begun.wait()
+                    await upstream.gate("many").open()
+                text += piece.text
+        return text
+
+    async with asyncio.timeout(20):
+        heard = await asyncio.gather(*(texts() for _ in range(all_begun.parties)))
+    assert set(heard) == {script.text}
 
 
 async def test_closing_in_the_middle_closes_the_servers_stream(

@@ -292,6 +292,32 @@ async def test_next_attempt_goes_on_from_what_a_subscriber_has_beyond_the_checkp
     assert [run.offset for run in progress_of(stage, asked.run_id)][:1] in ([], [len(checkpointed)])
 
 
+async def test_subscriber_that_attaches_during_the_claim_keeps_what_the_attempt_began_with(
+    stage: Stage, prefilling: Path
+) -> None:
+    """It knows from the store that the next attempt has what the checkpoint has, and asks for the rest from there."""
+    script = Script(tag="meanwhile", tokens=60)
+    asked = job(script)
+    checkpointed, shown = expected_text(20, "meanwhile"), expected_text(33, "meanwhile")
+    hold(stage, asked, checkpointed, tokens=20)
+    granting = stage.decide
+
+    async def decide(claim: ClaimRun) -> ClaimVerdict:
+        attach = AttachRun(run_id=asked.run_id, subscriber=stage.api.process, offset=len(checkpointed), attempt=2)
+        await stage.api.control(claim.worker, attach)
+        # Of another run, confirmed later, so the one before was surely there first.
+        await stage.api.control(claim.worker, attach.model_copy(update={"run_id": job(script).run_id}))
+        return await granting(claim)
+
+    stage.decide = decide
+    await stage.lost(asked, shown)
+    async with stage.worker(models_file=prefilling):
+        assert (await stage.finished(asked.run_id)).output == script.text
+        await stage.heard(asked.run_id, script.text)
+    starts = [event for frame in stage.reader.frames for event in frame.events if event.type == "run.started"]
+    assert [(start.attempt, start.offset) for start in starts] == [(2, len(shown))]
+
+
 async def test_text_of_a_subscriber_that_has_left_the_checkpoint_is_not_gone_on_from(
     stage: Stage, prefilling: Path
 ) -> None:
@@ -434,6 +460,32 @@ async def test_draining_worker_serves_and_checkpoints_and_hands_the_rest_to_the_
     assert (finish.output, finish.attempt) == (handed.text, 2)
     assert stage.reader.started[asked.run_id] == (2, len(text), handed.model)
     assert asyncio.get_running_loop().time() - handed_back < 6
+
+
+async def test_last_checkpoint_of_a_stop_has_all_the_text_though_another_was_on_its_way(stage: Stage) -> None:
+    asked = job(Script(tag="both", tokens=40, hold_after=10))
+    answered = asyncio.Event()
+
+    async def judge(checkpoint: Checkpoint) -> Standings:
+        standings = await stage.keep(checkpoint)
+        if stage.held.get(asked.run_id) == (1, expected_text(10, "both")):
+            await answered.wait()
+        return standings
+
+    async def answer_after_the_drain() -> None:
+        await stage.upstream.wait_ended("both")
+        # By then the worker has come to its last one.
+        await asyncio.sleep(0.5)
+        answered.set()
+
+    stage.judge = judge
+    async with asyncio.TaskGroup() as tasks, stage.worker(drain_s=0):
+        await stage.store.publish(asked)
+        await stage.until(lambda: stage.held.get(asked.run_id) == (1, expected_text(10, "both")))
+        await stage.upstream.gate("both").allow(10)
+        await stage.heard(asked.run_id, expected_text(20, "both"))
+        tasks.create_task(answer_after_the_drain())
+    assert stage.held[asked.run_id] == (1, expected_text(20, "both"))
 
 
 async def during_the_drain(

@@ -32,7 +32,7 @@ from services.conversation_store.repository.database import (
 from services.conversation_store.repository.transitions import Applied, Outcome, Transition, Transitions, Try
 from services.conversation_store.turns import Bury, Command, Promote, Replay, Sweep
 from shared.backoff import pauses
-from shared.contracts.problems import refused
+from shared.contracts.problems import ServiceError, refused
 from shared.contracts.store import Checkpoint, Standings
 from shared.crashpoints import crashpoint
 
@@ -55,7 +55,7 @@ class TurnCommits:
     """The writers of turns. Lives as an async context, which on leaving writes what is pending.
 
     While the database is away everything but checkpoints waits and is tried again: whoever cannot wait leaves, and must
-    reckon with its write being done later. Only while leaving is a write given up.
+    reckon with its write being done later. Only while leaving is a write given up, and with it all that wait.
 
     clock: the database's, by which leases and deadlines go.
     failed_at: when a write last had no outcome, by `time.monotonic`; None if none ever.
@@ -70,6 +70,7 @@ class TurnCommits:
         self._checkpoints = Checkpoints(database, self.clock)
         self._states = Transitions(self._turns, self.clock, self._checkpoints)
         self._leaving = False
+        self._is_in_vain = False
         self._exit = AsyncExitStack()
         self._inserts = GroupCommit[RawBSONDocument, None](self._insert, at_once=2)
         self._transitions = GroupCommit[Transition, Applied | None](self._apply, at_once=2)
@@ -153,6 +154,8 @@ class TurnCommits:
     async def _persistently(self, kind: str, items: int, write: Callable[[], Awaitable[T]]) -> T:
         waits = pauses(0.05, 2.0)
         while True:
+            if self._is_in_vain:
+                raise _stopping()
             try:
                 result = await write()
             except PyMongoError as error:
@@ -162,7 +165,9 @@ class TurnCommits:
                 self.failed_at = time.monotonic()
                 log.warning("database write has no outcome", kind=kind, items=items, cause=type(error).__name__)
                 if self._leaving:
-                    raise refused("unavailable", "the store is stopping", retry_after_s=RETRY_AFTER_S) from error
+                    # Each of what waits would take as long to fail as this one did.
+                    self._is_in_vain = True
+                    raise _stopping() from error
                 await asyncio.sleep(next(waits))
             else:
                 _COMMITTED.labels(kind).observe(items)
@@ -210,6 +215,10 @@ class TurnCommits:
         writes = [UpdateOne({"_id": id_}, {"$max": {"updated_at": at}}) for id_, at in latest.items()]
         await self._persistently("touched", len(writes), lambda: conversations.bulk_write(writes, ordered=False))
         return [None] * len(touched)
+
+
+def _stopping() -> ServiceError:
+    return refused("unavailable", "the store is stopping", retry_after_s=RETRY_AFTER_S)
 
 
 def _set(**values: object) -> Document:

@@ -41,6 +41,10 @@ RETRY_AFTER_S = 2
 
 DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
 
+_TRANSIENT = frozenset({6, 7, 43, 50, 89, 91, 134, 175, 189, 237, 262, 9001, 10107, 11600, 11602, 13435, 13436})
+"""What a server says that is out of reach, out of time, stopping, or was a primary until now: by the drivers' rules for
+what may be tried again, and of reads that it dropped meanwhile (43, 175, 237)."""
+
 _DUPLICATE_KEY = 11000
 _INDEX_CONFLICTS = {85, 86}
 
@@ -67,6 +71,7 @@ def is_transient(error: PyMongoError) -> bool:
         isinstance(error, ConnectionFailure | WriteConcernError | OutcomeUnknown)
         or error.timeout
         or error.has_error_label("RetryableWriteError")
+        or (isinstance(error, OperationFailure) and error.code in _TRANSIENT)
     )
 
 
@@ -76,10 +81,12 @@ def refusal(fault: Document) -> Exception:
 
 
 def faults(error: BulkWriteError) -> list[Document]:
-    """The faults of single writes. Raises OutcomeUnknown if the batch as a whole is not confirmed."""
+    """The faults of single writes. Raises OutcomeUnknown if any is neither confirmed nor refused for good."""
     if error.details.get("writeConcernErrors"):
         raise OutcomeUnknown("the majority did not confirm in time") from None
     of_single_writes: list[Document] = error.details["writeErrors"]
+    if any(fault["code"] in _TRANSIENT for fault in of_single_writes):
+        raise OutcomeUnknown("the server did not get to all of them") from None
     return of_single_writes
 
 

@@ -29,11 +29,13 @@ class Waiting:
     async def follow(self, conversation_id: str) -> bool:
         """Marks the conversation's active turn as followed by another; False if none is active.
 
-        With its revision: an end of it that is being decided at this moment is decided anew, and sees the mark.
+        With its revision: an end of it that is being decided at this moment is decided anew, and sees the mark. But
+        only once, for that costs whoever decides on it next a read.
         """
         active: Document = {"conversation_id": conversation_id, "active": True}
+        revision: Document = {"$add": ["$revision", {"$cond": [{"$eq": ["$followed", True]}, 0, 1]}]}
         with asking():
-            marked = await self._turns.update_one(active, {"$set": {"followed": True}, "$inc": {"revision": 1}})
+            marked = await self._turns.update_one(active, [{"$set": {"followed": True, "revision": revision}}])
         return marked.matched_count == 1
 
     async def live(

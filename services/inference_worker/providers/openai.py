@@ -42,13 +42,13 @@ _NOT_LET_IN = frozenset({401, 403})
 
 
 @asynccontextmanager
-async def open_openai(base_url: str | None, api_key: str | None, connections: int) -> AsyncIterator["OpenAIProvider"]:
-    """One client for the process, with as many connections as there may be answers at a time.
+async def open_openai(base_url: str | None, api_key: str | None) -> AsyncIterator["OpenAIProvider"]:
+    """One client for the process.
 
     base_url: None means OpenAI's own. api_key: None for a server that wants none.
     """
     async with (
-        open_transport(connections, CONNECT_S, KEEP_ALIVE_S) as http_client,
+        open_transport(CONNECT_S, KEEP_ALIVE_S) as http_client,
         AsyncOpenAI(
             base_url=base_url,
             api_key=api_key or "none",

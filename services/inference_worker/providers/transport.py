@@ -66,16 +66,14 @@ def _proxy(scheme: str, host: str) -> str | None:
 
 
 @asynccontextmanager
-async def open_transport(connections: int, connect_s: float, keep_alive_s: float) -> AsyncIterator[httpx2.AsyncClient]:
+async def open_transport(connect_s: float, keep_alive_s: float) -> AsyncIterator[httpx2.AsyncClient]:
     """An HTTP client for `AsyncOpenAI`. Only connecting is limited in time: the rest is for whoever reads to bound.
 
-    connections: how many there may be at a time. connect_s: also how long a request waits for one that is free.
+    Nor are the connections limited in number: a request that waits for one is only a run that fails in the end.
     """
     async with (
         aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=connections, keepalive_timeout=keep_alive_s, ssl=httpx2.create_ssl_context()
-            ),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=keep_alive_s, ssl=httpx2.create_ssl_context()),
             timeout=aiohttp.ClientTimeout(connect=connect_s, sock_connect=connect_s),
             # The client above keeps them.
             cookie_jar=aiohttp.DummyCookieJar(),
