@@ -245,7 +245,7 @@ def _fault(body: bytes) -> str | None:
 
 def _read(kind: type[M], letter: Document) -> M:
     if letter["body"] is None:
-        raise refused("invalid_request", "it was too long to be kept")
+        raise refused("invalid_request", "its body was too long to be kept, or its conversation was deleted")
     try:
         return kind.read(letter["body"])
     except ValidationError:

@@ -1,8 +1,8 @@
 """Accepts turns: one committed insert, then the job; whatever is in the way is named."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -25,6 +25,13 @@ log = structlog.get_logger(__name__)
 
 PATIENCE = timedelta(seconds=10)
 """How long a caller is taken to wait who does not say."""
+
+WORTHWHILE = timedelta(seconds=1)
+"""A caller who leaves sooner than this is refused at once: his turn would only have to be withdrawn."""
+
+AT_ONCE = 64
+"""So many turns are being accepted at a time. Of a crowd that comes at once, all would take longer than anybody waits,
+and be worked on for nobody; so the first are accepted, and the last refused before anything is done for them."""
 
 WAITING_AT_MOST = 16
 """So many turns may wait in one conversation."""
@@ -78,6 +85,7 @@ class Submissions:
         self._jobs = jobs
         self._endings = endings
         self._default_model = default_model
+        self._places = asyncio.Semaphore(AT_ONCE)
 
     async def submit(self, command: SubmitTurn, *, login: str | None = None) -> TurnAccepted:
         """Commits the turn and sends its job on the way, or gives the run that this request made before.
@@ -90,6 +98,28 @@ class Submissions:
         if model is None:
             raise invalid("/model", "no model is given, and there is no default model")
         leave_at = None if login is not None else _leave_at(command)
+        async with self._place(leave_at):
+            return await self._submit(command, model, leave_at, login)
+
+    @asynccontextmanager
+    async def _place(self, leave_at: datetime | None) -> AsyncIterator[None]:
+        """A place among those that are being accepted. Raises ServiceError(unavailable) if there is none in time."""
+        seconds = None if leave_at is None else (leave_at - present() - WORTHWHILE).total_seconds()
+        if seconds is not None and seconds <= 0:
+            raise _unavailable("the request came too late")
+        try:
+            async with asyncio.timeout(seconds):
+                await self._places.acquire()
+        except TimeoutError:
+            raise _unavailable("too many requests came at once") from None
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    async def _submit(
+        self, command: SubmitTurn, model: str, leave_at: datetime | None, login: str | None
+    ) -> TurnAccepted:
         if self._jobs.are_too_many:
             mine = _made_before(command, await self._rivals(command))
             if mine is not None and (accepted := await self._known(mine, command, leave_at)) is not None:

@@ -92,12 +92,15 @@ class Link:
 
     @asynccontextmanager
     async def passing_channel(self) -> AsyncIterator[AbstractChannel]:
-        """A channel for a moment: if the broker closes it, nothing else is lost. Raises BrokerUnavailable."""
+        """A channel for a moment: if the broker closes it, nothing else is lost. Raises BrokerUnavailable.
+
+        Whoever uses it must not be cancelled: a channel that is half open or half closed ends the connection.
+        """
         connection = self._connection
         if connection is None:
             raise BrokerUnavailable(f"{self._name}: no connection to the broker")
         with translated(f"{self._name}: passing channel"), _told_in_words():
-            async with asyncio.timeout(CONNECT_TIMEOUT_S), connection.channel(publisher_confirms=False) as channel:
+            async with connection.channel(publisher_confirms=False) as channel:
                 yield channel
 
     def breaker(self) -> Callable[..., None]:

@@ -40,6 +40,8 @@ log = structlog.get_logger(__name__)
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Contract)
 
+DEPTH_PATIENCE_S = 5.0
+
 ControlMessage = AttachRun | DetachRun | CancelRun
 _CONTROL: TypeAdapter[ControlMessage] = TypeAdapter(Control)
 
@@ -58,6 +60,7 @@ class Broker:
         self._publisher = Publisher(publishing)
         self._caller = Caller(self._publisher, process)
         self._policies_applied = True
+        self._asking: set[asyncio.Future[int]] = set()
 
     async def call(self, request: Request[R], timeout: float = 5.0) -> R:
         """Asks and waits at most `timeout` seconds.
@@ -150,16 +153,20 @@ class Broker:
 
         Raises BrokerUnavailable.
         """
+        # Left to its end, also when nobody waits for it any more: a channel whose opening or closing is cancelled takes
+        # the connection with it, and all that is consumed on it. The end of the connection is the latest end of it.
         asking = asyncio.ensure_future(self._depth(queue))
-        try:
-            return await asyncio.shield(asking)
-        except asyncio.CancelledError:
-            # Asked to the end, which is bounded in time: a channel whose opening is cancelled takes the connection with
-            # it, and all that is consumed on it; and the library may keep the cancellation to itself.
-            await asyncio.wait((asking,))
-            if not asking.cancelled():
-                asking.exception()
-            raise
+        self._asking.add(asking)
+        asking.add_done_callback(self._asked)
+        done, _ = await asyncio.wait((asking,), timeout=DEPTH_PATIENCE_S)
+        if not done:
+            raise BrokerUnavailable(f"depth of {queue}: no answer within {DEPTH_PATIENCE_S:g} s")
+        return asking.result()
+
+    def _asked(self, asking: asyncio.Future[int]) -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()
 
     async def _depth(self, queue: str) -> int:
         # On the consuming connection: a memory alarm stops the other one.

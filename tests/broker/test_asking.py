@@ -136,6 +136,22 @@ async def test_a_worker_learns_that_its_deliveries_are_lost_and_since_when_it_ta
         assert await again.ack()
 
 
+async def test_an_answer_waits_for_the_connection_that_it_leaves_by(vhost: Vhost, store: Broker, api: Broker) -> None:
+    management = vhost.management
+    if management is None:
+        pytest.skip("only the management API can cut connections")
+
+    async def answer_while_there_is_no_way_back(_: Ping) -> Done:
+        while not await management.close_connections(vhost.name, f"{store.process} publishing"):
+            await asyncio.sleep(0.1)
+        while not store.problems():
+            await asyncio.sleep(0.001)
+        return Done()
+
+    async with store.serving({Ping: answer_while_there_is_no_way_back}), asyncio.timeout(DEADLINE_S):
+        assert await api.call(Ping(), timeout=DEADLINE_S) == Done()
+
+
 async def test_a_rejected_job_arrives_among_the_dead_with_what_the_broker_says_of_it(
     vhost: Vhost, store: Broker, worker: Broker
 ) -> None:

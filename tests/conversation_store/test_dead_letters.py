@@ -16,6 +16,7 @@ from shared.contracts.store import (
     CancelTurn,
     ConversationToUse,
     DeadLetter,
+    DeleteConversation,
     GetRun,
     ListDeadLetters,
     ReplayDeadLetter,
@@ -304,3 +305,17 @@ async def test_cancelled_run_is_not_brought_back_by_its_dead_job(around: Surroun
     [letter] = await letters(cli, 1)
     assert (await refusal(cli, letter.id)).code == "invalid_request"
     assert (await run_of(around, command)).status == "cancelled"
+
+
+async def test_dead_letter_of_a_deleted_conversation_keeps_none_of_its_text(
+    around: Surroundings, documents: Database, cli: Broker
+) -> None:
+    conversation_id = (await around.api.call(create_conversation())).id
+    command = await accepted(around, conversation_id=conversation_id)
+    await kill_job(around)
+    (letter,) = await letters(cli, 1)
+    assert (await documents.dead_letters.find_one({"_id": letter.id}) or {})["body"] is not None
+    await around.api.call(DeleteConversation(tenant=TENANT, conversation_id=conversation_id))
+    kept = await documents.dead_letters.find_one({"_id": letter.id}) or {}
+    assert (kept["run_id"], kept["body"]) == (command.run_id, None)
+    assert (await refusal(cli, letter.id)).code == "invalid_request"

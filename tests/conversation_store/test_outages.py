@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from infra.local.mongod import Mongod, find_mongod
 from services.conversation_store.documents import new_turn
 from services.conversation_store.repository import TurnCommits, connected, migrate, open_repository
+from services.conversation_store.submission import AT_ONCE
 from services.conversation_store.turns import Command, Withdraw
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import GetRun, ListDeadLetters, Ping, SubmitTurn
@@ -85,6 +86,16 @@ async def until_cancelled(around: Surroundings, command: SubmitTurn) -> None:
             await asyncio.sleep(0.05)
 
 
+async def is_known(around: Surroundings, command: SubmitTurn) -> bool:
+    try:
+        await status(around, command)
+    except ServiceError as error:
+        if error.problem.code == "not_found":
+            return False
+        raise
+    return True
+
+
 async def until_queues(vhost: Vhost, **wanted: tuple[int, int]) -> None:
     """Until the store's queues have so many messages ready, and so many consumers."""
     async with await aio_pika.connect(vhost.amqp_url("parley-store")) as connection, asyncio.timeout(DEADLINE_S):
@@ -111,6 +122,22 @@ async def test_turn_that_is_committed_after_its_submitter_has_left_is_withdrawn(
     again = await around.api.call(submit_turn(idempotency_key="k"))
     assert not again.replayed
     assert (await around.job()).run_id == again.run.id
+
+
+@pytest.mark.timeout(120)
+async def test_of_a_crowd_that_comes_at_once_only_those_whose_time_suffices_are_worked_for(
+    around: Surroundings, mongod: OwnMongod
+) -> None:
+    crowd = [submit_turn(reply_by=in_seconds(4)) for _ in range(AT_ONCE + 40)]
+    mongod.freeze()
+    codes = await asyncio.gather(*(refused(around, command) for command in crowd))
+    assert set(codes) == {"unavailable"}
+    mongod.thaw()
+    await until_cancelled(around, crowd[0])
+    accepted = await around.api.call(submit_turn(), timeout=DEADLINE_S)
+    assert (await around.job()).run_id == accepted.run.id
+    known = await asyncio.gather(*(is_known(around, command) for command in crowd))
+    assert known == [True] * AT_ONCE + [False] * 40
 
 
 @pytest.mark.timeout(120)

@@ -1,5 +1,6 @@
 """What one client lived through, event by event: it asks once, comes back after every break, and judges by itself."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,6 +59,12 @@ class History:
         """The status that the terminal event gave the run."""
         return str(self.ended_by.data["run"]["status"]) if self.ended_by is not None else None
 
+    def gone_away(self) -> "History":
+        """A copy whose client goes away now: how long it stays away is no pause of the product's."""
+        copy = deepcopy(self)
+        copy._progress_at = None
+        return copy
+
     def take(self, event: Event, now: float) -> None:
         """Notes one event and whatever is wrong with its place."""
         if self.ended_by is not None:
@@ -101,8 +108,8 @@ class History:
         self.text += text
 
     def _progress(self, now: float) -> None:
-        if self._progress_at is None:
+        if self.first_text_at is None:
             self.first_text_at = now
-        else:
+        if self._progress_at is not None:
             self.pauses.append(now - self._progress_at)
         self._progress_at = now

@@ -16,7 +16,7 @@ from tests.faults.figures import Row
 from tests.faults.history import History
 from tests.faults.house import House
 from tests.faults.judge import percentile
-from tests.faults.load import conclude, new_conversations
+from tests.faults.load import OPENING_AT_ONCE, conclude, new_conversations
 from tests.stack.client import NativeClient
 
 pytestmark = pytest.mark.chaos
@@ -54,9 +54,10 @@ async def test_six_hundred_fifty_cancels_of_runs_at_work(house: OpenHouse, row: 
         *ending,
     ]
     async with parley.patient() as patient, asyncio.TaskGroup() as asking:
-        for number, script in enumerate(scripts):
+        for number, script in enumerate(scripts, 1):
             asking.create_task(patient.ask(script, start=number))
-        await accepted(patient, len(scripts))
+            if number % OPENING_AT_ONCE == 0:
+                await accepted(patient, number)
         await upstream.wait_until(lambda: len(upstream.open_now) == len(scripts), 60)
         for script in (*streaming, *ending):
             await upstream.wait_written(script.tag, 1, timeout=60)

@@ -80,11 +80,13 @@ async def test_database_hangs_for_forty_seconds_under_answers(house: OpenHouse, 
     conversations = await new_conversations(parley, 8)
     async with crowd(parley, scripts(tag, 100, 40, 0.5), models=ALL) as running:
         await running.wait_begun()
-        async with parley.database.frozen():
+        async with asyncio.TaskGroup() as freeze, parley.database.frozen():
+            forty_seconds = freeze.create_task(asyncio.sleep(40))
             await asyncio.sleep(3)
             refused = await asks(parley, conversations, f"{tag}x")
-            await asyncio.sleep(25)
+            await asyncio.sleep(20)
             refused += await asks(parley, conversations, f"{tag}y")
+            await forty_seconds
     assert refused == Counter({"unavailable": 16})
     row.notes.append(f"{refused.total()} requests meanwhile, all of them refused with 503")
     untouched(parley)

@@ -142,6 +142,8 @@ class Repository:
                     "$inc": {"revision": 1},
                 },
             )
+            runs = [turn["_id"] for turn in await self._turns.find(turns, {"_id": 1}).to_list(None)]
+            await self._database["dead_letters"].update_many({"run_id": {"$in": runs}}, {"$set": {"body": None}})
         return had_it
 
     async def _with_active_runs(self, documents: Sequence[Document]) -> list[Conversation]:
