@@ -140,7 +140,12 @@ class Generation:
             await asyncio.sleep(NEWCOMER_WAIT_S if is_newcomer else REDELIVERY_WAIT_S)
         elif _is_fresh(run.job):
             self._start_reading(run)
-        verdict = await self._claim(run)
+        verdict = await self._claim(run, run.first.received_at)
+        if verdict.verdict == "busy" and run.first.redelivered:
+            # Perhaps that was its owner's last sign of life, read late. One that lives gives another by then.
+            asked_at = self._loop.time()
+            await asyncio.sleep(REDELIVERY_WAIT_S)
+            verdict = await self._claim(run, asked_at)
         if verdict.verdict == "granted":
             crashpoint("after_claim")
             await self._begin(run, verdict)
@@ -155,11 +160,11 @@ class Generation:
         self._forget(run)
         await self._settle(run)
 
-    async def _claim(self, run: Run) -> ClaimVerdict:
+    async def _claim(self, run: Run, waited_since: float) -> ClaimVerdict:
         """Asks the store until it answers, for as long as that takes: only its answer says what becomes of the job."""
         pausing = pauses(RETRY_FIRST_S, RETRY_MAX_S)
         while True:
-            waited = self._loop.time() - run.first.received_at
+            waited = self._loop.time() - waited_since
             claim = ClaimRun(
                 run_id=run.job.run_id,
                 worker=self._broker.process,

@@ -249,4 +249,4 @@ class AnswersAreFollowed(RuleBasedStateMachine):
 
 
 TestAnswersAreFollowed = AnswersAreFollowed.TestCase
-TestAnswersAreFollowed.settings = examples(120, steps=40)
+TestAnswersAreFollowed.settings = examples(80, steps=40)

@@ -314,7 +314,7 @@ class World:
             assert client.started == min([place.offset, *self.bases[place.attempt :]]), "not exactly the rest"
 
 
-@examples(250)
+@examples(180)
 @given(story=STORIES)
 def test_every_client_has_the_text_whatever_happens(story: list[tuple[Happening, int, int]]) -> None:
     world = World()

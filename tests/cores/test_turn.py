@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,11 +28,11 @@ from services.conversation_store.turns import (
     Watch,
     Withdraw,
     decide,
-    judges_the_lease,
 )
 from shared.contracts.problems import RunError
 from shared.contracts.resources import RunStatus, TerminalStatus
 from tests.cores.examples import examples
+from tests.cores.stored_turn import Document, Store
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 NO_TIME = timedelta()
@@ -43,9 +43,6 @@ STORES = st.integers(0, 1)
 SECONDS = st.one_of(st.sampled_from([0.0, 0.001, 1.0, 1.2, 4.999, 5.0, 10.0, 90.0]), st.floats(0, 25))
 COUNTS = st.integers(0, 3)
 ENDS: list[TerminalStatus] = ["completed", "failed", "incomplete", "cancelled"]
-
-JUDGED_WITH_THE_LEASE = ("renewed_at", "next_check", "held")
-"""What a decision on the lease depends on besides the revision; `held`, for a millisecond may see two checkpoints."""
 
 ALWAYS_THE_SAME: dict[str, Command] = {
     "cancel": Cancel(),
@@ -62,68 +59,6 @@ AGAIN: dict[Verdict, Verdict] = {"republish": "left", "promote": "left", "ended"
 
 All other commands are told the same again. Whatever a sweep has left undone, a later one finds.
 """
-
-
-@dataclass
-class Document:
-    """The turn as the database has it, with the text that its state only counts."""
-
-    state: TurnState
-    revision: int = 0
-    checkpoint: str = ""
-    output: str | None = None
-    has_key: bool = True
-    """The idempotency key still leads to it."""
-
-    def write(self, decided_on: TurnState, after: TurnState, revision: int, *, by_lease: bool) -> bool:
-        """The compare-and-set: writes what has changed, if the turn is still as it was decided on."""
-        if self.revision != revision:
-            return False
-        now = self.state
-        if by_lease and any(getattr(now, name) != getattr(decided_on, name) for name in JUDGED_WITH_THE_LEASE):
-            return False
-        changed = {f.name for f in fields(TurnState) if getattr(decided_on, f.name) != getattr(after, f.name)}
-        changed -= {"result", "withdrawn"}
-        self.state = replace(now, **{name: getattr(after, name) for name in changed})
-        self.revision += 1
-        self.has_key &= not after.withdrawn
-        if after.result is not None:
-            # Where there is no checkpoint, the run was repeated only just now, and its text has stayed in its place.
-            kept = self.checkpoint or self.output
-            self.output, self.checkpoint = kept if after.result.keeps_checkpoint else after.result.output, ""
-        elif now.is_over and not self.state.is_over:
-            # It is repeated, and goes on from what it had.
-            self.checkpoint, self.output = self.output or "", None
-        return True
-
-
-@dataclass
-class Store:
-    """One replica: it decides on what it remembers, and reads anew whenever that may not hold any more."""
-
-    document: Document
-    remembered: tuple[TurnState, int] | None = None
-
-    def apply(self, command: Command, now: datetime, meanwhile: Callable[[], None]) -> Decision:
-        """Decides and writes, until nothing has come between. `meanwhile` happens between the first two."""
-        while True:
-            is_fresh = self.remembered is None
-            state, revision = self.remembered or (self.document.state, self.document.revision)
-            self.remembered = None
-            by_lease = judges_the_lease(state, command)
-            if by_lease and not is_fresh:
-                continue
-            decision = decide(state, command, now)
-            meanwhile()
-            meanwhile = _nothing
-            if decision.after == state:
-                if is_fresh:
-                    return decision
-                continue
-            if self.document.write(state, decision.after, revision, by_lease=by_lease):
-                if not self.document.state.is_over:
-                    self.remembered = (self.document.state, self.document.revision)
-                return decision
 
 
 @dataclass
@@ -327,7 +262,7 @@ class TurnLives(RuleBasedStateMachine):
         for command in commands:
             decision = decide(after, command, self.now)
             after = decision.after
-            said.append((decision.verdict, Store(alone).apply(command, self.now, _nothing).verdict))
+            said.append((decision.verdict, Store(alone).apply(command, self.now).verdict))
         assert all(verdict == verdict_alone for verdict, verdict_alone in said)
         if after != self.state:
             assert together.write(self.state, after, together.revision, by_lease=True)
@@ -460,7 +395,7 @@ class TurnLives(RuleBasedStateMachine):
 
     def check_repeat(self, by: int, command: Command, verdict: Verdict) -> None:
         before = self.document.state, self.document.output
-        again = self.stores[by].apply(command, self.now, _nothing).verdict
+        again = self.stores[by].apply(command, self.now).verdict
         assert (self.document.state, self.document.output) == before, "done twice"
         assert again == (AGAIN.get(verdict, verdict) if isinstance(command, Sweep) else verdict)
 
@@ -525,9 +460,5 @@ class TurnLives(RuleBasedStateMachine):
         return number, self.attempts[number - 1]
 
 
-def _nothing() -> None:
-    pass
-
-
 TestTurnLives = TurnLives.TestCase
-TestTurnLives.settings = examples(200, steps=40)
+TestTurnLives.settings = examples(150, steps=40)

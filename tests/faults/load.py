@@ -121,7 +121,9 @@ async def conclude(
     row.notes += [f"left behind: {what}" for what in left]
     verdict.problems += trouble
     verdict.problems += [
-        f"a dead letter: {letter.get('type')} {letter.get('reason')}" for letter in await house.dead_letters()
+        f"a dead letter: {letter.get('type')} {letter.get('reason')}"
+        for letter in await house.dead_letters()
+        if letter.get("run_id") is None or letter["run_id"] not in dead
     ]
     verdict.problems += [f"left behind: {what}" for what in left]
     verdict.problems += [f"nobody has ended it: {death}" for death in house.supervisor.unwanted]

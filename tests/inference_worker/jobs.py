@@ -15,9 +15,12 @@ def job(
     deadline_s: float = 30,
     temperature: float | None = None,
     max_tokens: int | None = None,
-    waited_s: float = 0,
+    waited_s: float = -60,
 ) -> GenerateReply:
-    """A job whose model makes the fake model server act as `script` says."""
+    """A job whose model makes the fake model server act as `script` says.
+
+    It is as good as new, however long a busy machine takes over it, unless it is said to have waited.
+    """
     return GenerateReply(
         run_id=new_id(),
         tenant="default",

@@ -142,6 +142,28 @@ async def test_redelivered_job_is_claimed_before_the_model_server_is_asked(stage
     assert stage.reader.started[asked.run_id] == (2, 0, script.model)
 
 
+@pytest.mark.parametrize("then", ["granted", "busy"])
+async def test_redelivered_job_of_a_busy_run_is_asked_for_once_more(stage: Stage, then: str) -> None:
+    asked = job(Script(tag="last-sign"))
+    await stage.store.publish(asked)
+
+    async def decide(claim: ClaimRun) -> ClaimVerdict:
+        if len(stage.claims) == 1 or then == "busy":
+            return ClaimVerdict(verdict="busy")
+        return await stage.grant(claim)
+
+    stage.decide, stage.attempt = decide, 2
+    await stage.next_job()
+    async with stage.worker():
+        await stage.claimed(2)
+        if then == "granted":
+            assert (await stage.finished(asked.run_id)).attempt == 2
+    first, second = stage.claims
+    # The owner, if it lives, has given a sign since the first question.
+    assert 1200 <= second.waited_ms < first.waited_ms + 1200
+    await stage.assert_no_job_is_left(job(Script()))
+
+
 async def test_claim_is_asked_again_until_the_store_answers(stage: Stage) -> None:
     script = Script(tokens=20)
     asked = job(script)
