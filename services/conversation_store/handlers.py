@@ -216,7 +216,7 @@ class Requests:
         turn = applied.turn
         if applied.verdict == "over":
             # Its text was not read with its state.
-            turn = _found(await self._repository.turn(request.run_id, request.tenant), "run")
+            turn = _found(await self._repository.turn(request.run_id, request.tenant, decided=True), "run")
         state = turn.state()
         return RunWatched(run=turn.run(), owner=state.owner, bases=state.bases, deadline=turn.deadline)
 
@@ -225,7 +225,7 @@ class Requests:
         cancelling = self._endings.cancel(request.run_id, tenant=request.tenant, patience=WRITE_PATIENCE_S)
         _found(await cancelling, "run")
         # Read anew, for its text.
-        return _found(await self._repository.turn(request.run_id, request.tenant), "run").run()
+        return _found(await self._repository.turn(request.run_id, request.tenant, decided=True), "run").run()
 
     async def claim_run(self, request: ClaimRun) -> ClaimVerdict:
         """Gives the run to the worker, or says why not."""

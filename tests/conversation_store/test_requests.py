@@ -65,7 +65,7 @@ def digest(key: str) -> str:
 
 def test_every_request_of_the_store_has_a_handler() -> None:
     made: Any = Requests
-    requests = made(None, None, None, None, None, limits=None, default_tenant=TENANT)
+    requests = made(None, None, None, None, None, keys=None, limits=None, default_tenant=TENANT)
     assert set(requests.handlers()) == handled_by("conversation_store", "rpc")
 
 

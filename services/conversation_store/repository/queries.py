@@ -19,7 +19,7 @@ from services.conversation_store.paging import PAGE_MAX_BYTES
 from services.conversation_store.prompts import PastTurn
 from services.conversation_store.repository.beginnings import NOT_DELETED, Beginnings, past_fields, past_turn
 from services.conversation_store.repository.commits import TurnCommits
-from services.conversation_store.repository.database import Database, asking, connected, ensure_migrated
+from services.conversation_store.repository.database import Database, asking, connected, ensure_migrated, local
 from services.conversation_store.repository.dead_letters import KeptLetters
 from services.conversation_store.repository.sweeping import Sweeps
 from services.conversation_store.repository.waiting import Waiting
@@ -174,11 +174,16 @@ class Repository:
 
     # Turns
 
-    async def turn(self, run_id: str, tenant: str | None = None) -> Turn | None:
-        """One turn in full; None if there is none, or if it is another tenant's or was erased."""
+    async def turn(self, run_id: str, tenant: str | None = None, *, decided: bool = False) -> Turn | None:
+        """One turn in full; None if there is none, or if it is another tenant's or was erased.
+
+        decided: what is read must be no older than a decision that was just made of it, which goes by the primary's
+        own state. Otherwise only what the majority has counts.
+        """
         query: Document = {"_id": run_id} if tenant is None else {"_id": run_id, "tenant": tenant, "erased": None}
+        turns = local(self._turns) if decided else self._turns
         with asking():
-            document = await self._turns.find_one(query)
+            document = await turns.find_one(query)
         return None if document is None else Turn(document)
 
     async def in_the_way_of(self, command: SubmitTurn, conversation_id: str | None) -> list[Turn]:
