@@ -26,6 +26,15 @@ class Background:
 
 
 @asynccontextmanager
+async def running(loop: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Runs an endless `loop` while the context lasts. If it dies, the context ends with its cause."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(loop)
+        yield
+        task.cancel()
+
+
+@asynccontextmanager
 async def background(grace: float) -> AsyncIterator[Background]:
     """On leaving, the tasks have `grace` seconds to end by themselves; what is then not done is cancelled."""
     async with asyncio.TaskGroup() as group:

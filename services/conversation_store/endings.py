@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -11,7 +11,7 @@ from functools import partial
 import structlog
 from prometheus_client import Counter
 
-from services.conversation_store.background import Background
+from services.conversation_store.background import Background, running
 from services.conversation_store.documents import Turn
 from services.conversation_store.group_commit import GroupCommit
 from services.conversation_store.jobs import Jobs
@@ -123,6 +123,22 @@ class Endings:
         self._background.start(self._follow_late_cancel(run_id, deciding))
         raise refused("unavailable", "the database does not answer", retry_after_s=2)
 
+    async def cancel_all(
+        self,
+        conversation_id: str,
+        *,
+        before_seq: int | None = None,
+        tenant: str | None = None,
+        patience: float | None = None,
+    ) -> None:
+        """Stops the runs that are at work or wait in a conversation, as far as `Waiting.live` and `cancel` say.
+
+        Raises ServiceError(unavailable).
+        """
+        # Those that wait first, lest one of them be promoted.
+        for run_id in await self._repository.waiting.live(conversation_id, before_seq=before_seq, tenant=tenant):
+            await self.cancel(run_id, patience=patience)
+
     async def _follow_cancel(self, run_id: str, deciding: asyncio.Future[Applied | None]) -> Applied | None:
         applied = await deciding
         if applied is not None and applied.verdict == "cancelled":
@@ -176,13 +192,9 @@ class Endings:
             return False
         return True
 
-    @asynccontextmanager
-    async def telling_again(self) -> AsyncIterator[None]:
+    def telling_again(self) -> AbstractAsyncContextManager[None]:
         """While this lasts, services are told what they could not be told at once, or by a store that died."""
-        async with asyncio.TaskGroup() as group:
-            telling = group.create_task(self._tell_again_for_ever())
-            yield
-            telling.cancel()
+        return running(self._tell_again_for_ever())
 
     async def _tell_again_for_ever(self) -> None:
         while True:

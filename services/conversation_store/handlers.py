@@ -171,10 +171,8 @@ class Requests:
     async def delete_conversation(self, request: DeleteConversation) -> Done:
         """Deletes a conversation with its texts and cancels the runs that are at work or wait in it."""
         had_it = await self._repository.delete_conversation(request.tenant, request.conversation_id)
-        # Also if it was deleted before: whoever did that may have died halfway. Those that wait first, lest one of
-        # them be promoted.
-        for run_id in await self._repository.waiting.live(request.conversation_id, tenant=request.tenant):
-            await self._endings.cancel(run_id, patience=WRITE_PATIENCE_S)
+        # Also if it was deleted before: whoever did that may have died halfway.
+        await self._endings.cancel_all(request.conversation_id, tenant=request.tenant, patience=WRITE_PATIENCE_S)
         if not had_it:
             raise refused("not_found", "there is no such conversation")
         return Done()

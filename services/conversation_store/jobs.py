@@ -1,15 +1,15 @@
 """Makes the jobs of turns and gets them into the queue, whose depth it knows."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
 from prometheus_client import Gauge
 
-from services.conversation_store.background import Background
+from services.conversation_store.background import Background, running
 from services.conversation_store.documents import Turn
 from services.conversation_store.prompts import Budget, History, PastTurn
 from services.conversation_store.repository import DuplicateTurn, Repository
@@ -67,13 +67,9 @@ class Jobs:
         """The queue is full, or about to be."""
         return self.depth >= self._at_most
 
-    @asynccontextmanager
-    async def watching(self) -> AsyncIterator[None]:
+    def watching(self) -> AbstractAsyncContextManager[None]:
         """While this lasts, the depth of the queue is known."""
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._watch_for_ever())
-            yield
-            watching.cancel()
+        return running(self._watch_for_ever())
 
     async def _watch_for_ever(self) -> None:
         while True:
@@ -140,13 +136,17 @@ class Jobs:
                 continue  # another turn was faster, and is to be marked
             if applied is not None and applied.verdict == "promoted":
                 crashpoint("after_promotion")
-                self._background.start(self._publish_promoted(run_id))
+                self.publish_later(run_id)
 
-    async def _publish_promoted(self, run_id: str) -> None:
+    def publish_later(self, run_id: str) -> None:
+        """`publish_again`, for which nobody waits: what fails is left to the sweeper."""
+        self._background.start(self._publish_later(run_id))
+
+    async def _publish_later(self, run_id: str) -> None:
         try:
             await self.publish_again(run_id)
         except ServiceError as error:
-            log.warning("promoted turn is left to the sweeper", run_id=run_id, cause=error.problem.detail)
+            log.warning("job is left to the sweeper", run_id=run_id, cause=error.problem.detail)
 
     async def _publish(self, job: GenerateReply) -> None:
         self._sent += 1

@@ -242,7 +242,7 @@ class Submissions:
         # Submitted before, by me or by a redelivery, and perhaps nobody got as far as what has to follow.
         match state.status:
             case "queued" if not mine.is_published:
-                self._background.start(self._publish_again(mine.id))
+                self._jobs.publish_later(mine.id)
             case "waiting":
                 self._background.start(self._take_place(mine, command))
         return TurnAccepted(run=mine.run())
@@ -269,12 +269,6 @@ class Submissions:
             self._repository.turns.touch(run.conversation_id, run.created_at)
         return TurnAccepted(run=run)
 
-    async def _publish_again(self, run_id: str) -> None:
-        try:
-            await self._jobs.publish_again(run_id)
-        except ServiceError as error:
-            log.warning("job is left to the sweeper", run_id=run_id, cause=error.problem.detail)
-
     async def _take_place(self, turn: Turn, command: SubmitTurn) -> None:
         """Of a turn that waits: cancels the turns before it if it was to interrupt, and sees that it is promoted."""
         conversation_id = conversation_of(command)
@@ -284,9 +278,7 @@ class Submissions:
         while present() < turn.deadline:
             try:
                 if command.on_busy == "interrupt":
-                    # Those that wait first, lest one of them be promoted.
-                    for run_id in await self._repository.waiting.live(conversation_id, before_seq=turn.seq):
-                        await self._endings.cancel(run_id)
+                    await self._endings.cancel_all(conversation_id, before_seq=turn.seq)
                 await self._jobs.promote(conversation_id)
             except ServiceError as error:
                 log.warning("waiting turn has not taken its place", run_id=turn.id, cause=error.problem.detail)

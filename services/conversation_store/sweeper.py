@@ -4,15 +4,15 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
 from prometheus_client import Counter
 
-from services.conversation_store.background import Background
+from services.conversation_store.background import Background, running
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
 from services.conversation_store.jobs import Jobs
@@ -100,13 +100,9 @@ class Sweeper:
         self._settled = Calm(pace.settled, -math.inf)
         self._tidied_at = self._resting_since - pace.tidy_every
 
-    @asynccontextmanager
-    async def sweeping(self) -> AsyncIterator[None]:
+    def sweeping(self) -> AbstractAsyncContextManager[None]:
         """While this lasts, what is left undone is found. What was begun is then left to the background."""
-        async with asyncio.TaskGroup() as group:
-            sweeping = group.create_task(self._sweep_for_ever())
-            yield
-            sweeping.cancel()
+        return running(self._sweep_for_ever())
 
     async def _sweep_for_ever(self) -> None:
         while True:
@@ -207,9 +203,7 @@ class Sweeper:
         await self._repository.sweeps.forget_keys(now - KEYS_KEPT, self._pace.at_most)
         for deleted in await self._repository.sweeps.deleted(now - CLEANED_AGAIN_AFTER, self._pace.at_most):
             await self._repository.delete_conversation(deleted.tenant, deleted.conversation_id)
-            # What waits first: the end of the one at work would have the next one answered.
-            for run_id in await self._repository.waiting.live(deleted.conversation_id):
-                await self._endings.cancel(run_id, patience=CANCEL_PATIENCE_S)
+            await self._endings.cancel_all(deleted.conversation_id, patience=CANCEL_PATIENCE_S)
             await self._repository.sweeps.cleaned(deleted.conversation_id)
 
 
