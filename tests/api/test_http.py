@@ -14,7 +14,8 @@ from yarl import URL
 from services.api import http as http_module
 from services.api.auth import Keys
 from services.api.dialects import Endpoint
-from services.api.dialects.native import PREFIX, STATUS, Native
+from services.api.dialects.native import STATUS, Native
+from services.api.dialects.native.resources import PREFIX
 from services.api.runs import Runs
 from shared.contracts.problems import refused
 from shared.contracts.resources import ConversationPage

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from services.api.dialects import Ask, Command, Follow, Incoming, Position, Submit
-from services.api.dialects.native import PREFIX, STATUS, Native, NativeEvents
+from services.api.dialects.native import STATUS, Native
+from services.api.dialects.native.events import NativeEvents
+from services.api.dialects.native.resources import PREFIX
 from shared.contracts.events import MessageDelta, RunStarted
 from shared.contracts.problems import ERROR_CODES, ServiceError
 from shared.contracts.store import CancelTurn, ListConversations, ListMessages, UpdateConversation

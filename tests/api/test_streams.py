@@ -10,7 +10,7 @@ import pytest
 from services.api import repairs, responses
 from services.api import runs as runs_module
 from services.api import streams as streams_module
-from services.api.dialects.native import NativeEvents
+from services.api.dialects.native.events import NativeEvents
 from services.api.text import PIECE_CODE_POINTS
 from shared.contracts.jobs import AttachRun, DetachRun
 from shared.contracts.problems import refused

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.api.dialects.native import NativeEvents
+from services.api.dialects.native.events import NativeEvents
 from services.api.text import Reader, Text
 from shared.contracts.resources import Run
 from tests.cores.event_stream import read

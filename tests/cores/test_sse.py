@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from services.api.dialects import sse
-from services.api.dialects.native import NativeEvents
+from services.api.dialects.native.events import NativeEvents
 from services.api.text import Reader, Text
 from services.inference_worker.providers.sse import EventParser
 from shared.contracts.problems import RunError

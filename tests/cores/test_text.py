@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.api.dialects.native import NativeEvents
+from services.api.dialects.native.events import NativeEvents
 from services.api.text import PIECE_CODE_POINTS, Reader, Text
 from shared.contracts.resources import Run
 
