@@ -1,6 +1,7 @@
 """How a service's process starts and ends: settings, logs, signals, exit code."""
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -42,6 +43,7 @@ class Stop(asyncio.Event):
     async def wait(self) -> Literal[True]:
         """Returns when the process shall end."""
         self.reached = True
+        _spare_what_stays()
         return await super().wait()
 
 
@@ -56,6 +58,16 @@ def run(service: str, settings_type: type[S], serve: Callable[[S, asyncio.Event]
     configure_logging(service, settings.log_level)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         sys.exit(runner.run(_serve_until_stopped(settings, serve)))
+
+
+def _spare_what_stays() -> None:
+    """Lets the garbage collector look no more at what a service is made of.
+
+    Modules, models and connections stay for good, and to walk through them all stops the event loop, and with it every
+    stream, for tens of milliseconds each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _arm() -> None:

@@ -1,16 +1,17 @@
-"""Any server that speaks OpenAI's chat completions, through the openai package but for the reading.
+"""Any server that speaks OpenAI's chat completions, with the openai package's requests.
 
-The package makes the request and knows its errors. Its typed chunks would cost several times what all the rest of the
-worker costs per token, so the body is parsed here, as it comes from the transport.
+The package makes each request once, as a form: the address, the headers, the login. Into that form every run's body is
+filled, and its answer is parsed here as it comes: the package's own way, which builds and checks objects all along,
+costs as much per request as all the rest of a run in the worker, and several times as much per token.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import httpx2
-import openai
 import orjson
 from openai import AsyncOpenAI, AsyncStream
 
@@ -24,7 +25,7 @@ from services.inference_worker.providers import (
     ProviderUnreachable,
 )
 from services.inference_worker.providers.sse import EventParser
-from services.inference_worker.providers.transport import BodyError, body_of, open_transport
+from services.inference_worker.providers.transport import Response, Transport, TransportError, open_transport
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.resources import FinishReason, Usage
 
@@ -33,12 +34,46 @@ KEEP_ALIVE_S = 30.0
 RETRY_AFTER_S = 0.2
 """A request that failed on its way, or in the server, is made once more after this."""
 DETAIL_MAX_CHARACTERS = 300
+REFUSAL_MAX_BYTES = 64 * 1024
 
 _FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
 _DONE = b"[DONE]"
 _OVERLOADED = frozenset({429, 503, 529})
 _TRANSIENT = frozenset({408, 409, 425})
 _NOT_LET_IN = frozenset({401, 403})
+_NOT_UNDERSTOOD = frozenset({400, 422})
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A request but for its body."""
+
+    url: str
+    headers: Mapping[str, str]
+
+
+class _Recorder(httpx2.AsyncBaseTransport):
+    """Sends nothing, and keeps what was to be sent."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.request = request
+        return httpx2.Response(200, json={})
+
+
+async def _form(base_url: str | None, api_key: str | None) -> _Form:
+    """What the package sends to the chat completions of this server."""
+    recorder = _Recorder()
+    async with (
+        httpx2.AsyncClient(transport=recorder, trust_env=False) as http_client,
+        AsyncOpenAI(base_url=base_url, api_key=api_key or "none", timeout=None, http_client=http_client) as client,
+    ):
+        await client.post(
+            "/chat/completions", cast_to=httpx2.Response, body={}, stream=True, stream_cls=AsyncStream[object]
+        )
+    request = recorder.request
+    # What speaks of the body, and of how the connection is used, is the transport's to say.
+    left_out = {"accept-encoding", "connection", "content-length", "host"}
+    return _Form(str(request.url), {name: value for name, value in request.headers.items() if name not in left_out})
 
 
 @asynccontextmanager
@@ -47,27 +82,18 @@ async def open_openai(base_url: str | None, api_key: str | None) -> AsyncIterato
 
     base_url: None means OpenAI's own. api_key: None for a server that wants none.
     """
-    async with (
-        open_transport(CONNECT_S, KEEP_ALIVE_S) as http_client,
-        AsyncOpenAI(
-            base_url=base_url,
-            api_key=api_key or "none",
-            # Its own would wait for as long as the server's Retry-After says, while the client waits for a word.
-            max_retries=0,
-            # How long anything but connecting may take is the reader's business.
-            timeout=None,
-            http_client=http_client,
-        ) as client,
-    ):
-        yield OpenAIProvider(client, api_key)
+    form = await _form(base_url, api_key)
+    async with open_transport(CONNECT_S, KEEP_ALIVE_S) as transport:
+        yield OpenAIProvider(transport, form, api_key)
 
 
 class OpenAIProvider:
     """A `Provider`."""
 
-    def __init__(self, client: AsyncOpenAI, secret: str | None) -> None:
+    def __init__(self, transport: Transport, form: _Form, secret: str | None) -> None:
         """`secret` is struck out of what the server says."""
-        self._client = client
+        self._transport = transport
+        self._form = form
         self._secret = secret
         self._takes_stream_options = True
 
@@ -76,8 +102,8 @@ class OpenAIProvider:
         parser, chunks = EventParser(), _Chunks()
         try:
             async with AsyncExitStack() as stack:
-                body = body_of(await self._opened(_body(job, prefill), stack))
-                while read := await body.readany():
+                content = (await self._opened(_body(job, prefill), stack)).content
+                while read := await content.readany():
                     if piece := chunks.read(parser.feed(read)):
                         yield piece
                     if chunks.error is not None:
@@ -90,60 +116,81 @@ class OpenAIProvider:
                     raise chunks.error
         except ProviderError:
             raise
-        except openai.APIStatusError as error:
-            raise self._refusal(error) from error
-        except (openai.APIConnectionError, httpx2.HTTPError, BodyError, OSError) as error:
+        except (TransportError, OSError) as error:
             raise ProviderUnreachable("The connection to the model server failed or broke.") from error
         except Exception as error:
             # Not all of the transport's errors are translated on the way here.
             raise ProviderFailed("The model server's answer could not be read.") from error
 
-    async def _opened(self, body: dict[str, Any], stack: AsyncExitStack) -> httpx2.Response:
-        """The response, whose body is still to come, to be closed by `stack`."""
+    async def _opened(self, body: dict[str, Any], stack: AsyncExitStack) -> Response:
+        """The response, whose body is still to come, to be released by `stack`."""
         retried = False
         while True:
             with_options = self._takes_stream_options
             try:
                 response = await self._request(body, with_options)
-                stack.push_async_callback(response.aclose)
-                return response
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if not with_options or "stream_options" not in f"{error} {error.body}":
+            except (TransportError, OSError):
+                if retried:
                     raise
-                self._takes_stream_options = False
-            except (openai.APIConnectionError, openai.InternalServerError) as error:
+            else:
+                stack.callback(response.release)
+                if response.status < 400:
+                    return response
+                said = await _said(response)
+                if with_options and response.status in _NOT_UNDERSTOOD and "stream_options" in said.text:
+                    self._takes_stream_options = False
+                    continue
                 # An overloaded server is not asked again: whoever wants the answer hears of it at once, and decides.
-                overloaded = isinstance(error, openai.APIStatusError) and error.status_code in _OVERLOADED
-                if retried or overloaded:
-                    raise
-                retried = True
-                await asyncio.sleep(RETRY_AFTER_S)
+                if retried or response.status < 500 or response.status in _OVERLOADED:
+                    raise self._refusal(response.status, said)
+            retried = True
+            await asyncio.sleep(RETRY_AFTER_S)
 
-    async def _request(self, body: dict[str, Any], with_options: bool) -> httpx2.Response:
+    async def _request(self, body: dict[str, Any], with_options: bool) -> Response:
         if with_options:
             body = body | {"stream_options": {"include_usage": True}}
-        # By the client's general method: the typed one walks its arguments by their types and wraps the response, which
-        # costs as much as all the rest of the request (measured: 2.4 against 1.2 ms).
-        response = await self._client.post(
-            "/chat/completions", cast_to=httpx2.Response, body=body, stream=True, stream_cls=AsyncStream[object]
-        )
-        # Asked for a response, the client gives it as it is; its types know only of streams of objects.
-        return cast(httpx2.Response, response)
+        return await self._transport.post(self._form.url, self._form.headers, orjson.dumps(body))
 
-    def _refusal(self, error: openai.APIStatusError) -> ProviderError:
-        status = error.status_code
-        if status in _OVERLOADED and error.code != "insufficient_quota":
+    def _refusal(self, status: int, said: "_Said") -> ProviderError:
+        if status in _OVERLOADED and said.code != "insufficient_quota":
             return ProviderOverloaded(f"The model server is overloaded, or limits our rate ({status}).")
         if status >= 500 or status in _TRANSIENT:
             return ProviderFailed(f"The model server failed ({status}).")
         if status in _NOT_LET_IN:
             # What it says may hold a part of the key, and means nothing to whoever asked.
             return ProviderRefused(f"The model server does not let this service in ({status}).")
-        said = error.body.get("message") if isinstance(error.body, dict) else error.body
-        detail = " ".join(said.split()) if isinstance(said, str) else ""
+        detail = " ".join(said.message.split())
         if self._secret:
             detail = detail.replace(self._secret, "[key]")
         return ProviderRefused(f"The model server refused the request ({status}): {detail[:DETAIL_MAX_CHARACTERS]}")
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a server says of a request that it refuses."""
+
+    text: str
+    code: str | None = None
+    message: str = ""
+
+
+async def _said(response: Response) -> _Said:
+    try:
+        body = await response.content.readexactly(REFUSAL_MAX_BYTES)
+    except asyncio.IncompleteReadError as whole:
+        body = whole.partial
+    text = body.decode(errors="replace")
+    try:
+        document = orjson.loads(body)
+    except ValueError:
+        return _Said(text, message=text)
+    error = document.get("error", document) if isinstance(document, dict) else document
+    if isinstance(error, str):
+        return _Said(text, message=error)
+    if not isinstance(error, dict):
+        return _Said(text)
+    code, message = error.get("code"), error.get("message")
+    return _Said(text, code if isinstance(code, str) else None, message if isinstance(message, str) else "")
 
 
 def _body(job: GenerateReply, prefill: Prefill | None) -> dict[str, Any]:
