@@ -22,6 +22,10 @@ S = TypeVar("S", bound=Settings)
 
 BAD_SETTINGS = 2
 
+COLLECT_AFTER = (10_000, 20, 20)
+"""The garbage collector's thresholds. Nearly everything here is freed without it; by its own, the default of 700 new
+objects, a worker with 500 streams spent a twentieth of its time on looking for what was not there (measured)."""
+
 
 def load_settings(settings_type: type[S]) -> S:
     """The settings from the environment. Ends the process with exit code 2, naming each variable that is wrong."""
@@ -61,13 +65,14 @@ def run(service: str, settings_type: type[S], serve: Callable[[S, asyncio.Event]
 
 
 def _spare_what_stays() -> None:
-    """Lets the garbage collector look no more at what a service is made of.
+    """Lets the garbage collector look no more at what a service is made of, and less often at what it works on.
 
     Modules, models and connections stay for good, and to walk through them all stops the event loop, and with it every
     stream, for tens of milliseconds each time.
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
 
 
 def _arm() -> None:
