@@ -120,6 +120,7 @@ class Link:
             except BrokerError as error:
                 self.trouble = error
                 log.warning("broker connection lost", link=self._name, cause=str(error))
+            _obey_cancellation()
             # Not all processes at once: after a broker restart they all come back.
             await asyncio.sleep(RECONNECT_S * random.uniform(0.2, 1.0))
 
@@ -136,6 +137,7 @@ class Link:
                 for set_up in self._set_ups:
                     await set_up(connection)
                 self._connection = connection
+            _obey_cancellation()
             if not self._broken.is_set():
                 log.info("broker connected", link=self._name)
                 self._up.set()
@@ -154,6 +156,14 @@ class Link:
                     await connection.close()
         except BrokerError as error:
             log.debug("broker connection closed roughly", link=self._name, cause=str(error))
+
+
+def _obey_cancellation() -> None:
+    # The libraries wait with `asyncio.wait_for`, which up to Python 3.11 swallows a cancellation that comes just as
+    # that is done which it waits for.
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 @contextmanager
