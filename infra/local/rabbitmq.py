@@ -19,8 +19,10 @@ _ADMIN = "parley-admin"
 class RabbitMQ:
     """One node whose state is all under `folder`. Whoever makes an object with the same folder has the same node."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, figures_s: int = 5) -> None:
+        """figures_s: how old the management API's account of connections and queues may be, in seconds."""
         self.folder = folder.resolve()
+        self._figures_s = figures_s
         self._epmd = Process(self.folder, "epmd")
         self._broker = Process(self.folder, "rabbitmq")
         self._node_file = self.folder / "node.json"
@@ -110,6 +112,7 @@ class RabbitMQ:
             "default_user_tags.administrator = true\nloopback_users = none\n"
             "log.console = true\nlog.console.use_colors = off\nlog.file = false\n",
         )
+        replace_file(self.folder / "advanced.config", _clocks(self._figures_s))
         replace_file(self.folder / "enabled_plugins", "[rabbitmq_management].\n")
         replace_file(self.folder / "empty.conf", "")
 
@@ -143,3 +146,10 @@ class RabbitMQ:
         except ManagementError:
             return False  # not up yet: whoever waits asks again, until the process ends or time runs out
         return True
+
+
+def _clocks(seconds: int) -> str:
+    """Settings in Erlang: each kind of figure has a clock of its own, not all of which the other format knows."""
+    core = f"{{collect_statistics_interval, {seconds * 1000}}}, {{quorum_tick_interval, {seconds * 1000}}}"
+    kept = ", ".join(f"{{{policy}, [{{605, {seconds}}}]}}" for policy in ("global", "basic", "detailed"))
+    return f"[{{rabbit, [{core}]}},\n {{rabbitmq_management, [{{sample_retention_policies, [{kept}]}}]}}].\n"

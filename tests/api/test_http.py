@@ -383,10 +383,17 @@ async def test_frames_lost_with_the_connection_are_brought_again(backend: Backen
             await peers.frame(started(run_id), delta(run_id, 0, "abc"))
             await stream.read_text(3)
             peers.watched(a_run(run_id, status="running", attempt=1), bases=(0,))
+            async with asyncio.timeout(20):
+                # The list of connections lags.
+                while len((await vhost.footprint()).connections) < 6:
+                    await asyncio.sleep(0.05)
             await vhost.management.close_connections(vhost.name)
             async with asyncio.timeout(20):
                 while (message := await peers.told.get()).type != "AttachRun":
                     pass
             assert message.offset == 3
+            async with asyncio.timeout(20):
+                while peers.worker.problems():
+                    await asyncio.sleep(0.05)
             await peers.frame(started(run_id, offset=3), delta(run_id, 3, "def"), ended(run_id, 6))
             assert (await stream.read_all()).text == "abcdef"

@@ -14,7 +14,7 @@ import pymongo
 from infra.local.mongod import Mongod
 from infra.local.process import tail
 from infra.local.rabbitmq import RabbitMQ
-from tests.stack.backends import Backend
+from tests.stack.backends import FIGURES_S, Backend
 
 _CTL = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
 _START_S = 120.0
@@ -122,7 +122,7 @@ def _frozen(pid: int) -> Iterator[None]:
 @asynccontextmanager
 async def own_nodes(folder: Path) -> AsyncIterator[tuple[BrokerNode, DatabaseNode, Backend]]:
     """Both nodes running, their data and logs under `folder`, and how to reach them; they are killed in the end."""
-    broker, database = BrokerNode(folder / "rabbitmq"), DatabaseNode(folder / "mongod", cache_gb=0.5)
+    broker, database = BrokerNode(folder / "rabbitmq", FIGURES_S), DatabaseNode(folder / "mongod", cache_gb=0.5)
     try:
         await asyncio.gather(
             asyncio.to_thread(broker.start, _START_S),

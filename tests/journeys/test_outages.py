@@ -17,7 +17,7 @@ from infra.local.process import StartError
 from infra.local.rabbitmq import RabbitMQ
 from tests.conftest import open_stack
 from tests.fakes.script import Script, expected_text
-from tests.stack.backends import Backend
+from tests.stack.backends import FIGURES_S, Backend
 from tests.stack.client import NativeClient, Reply
 from tests.stack.services import Stack
 
@@ -31,7 +31,7 @@ STREAMS = 100
 async def broker(tmp_path: Path, backend: Backend) -> AsyncIterator[RabbitMQ]:
     """A RabbitMQ of the test's own, which it may stop: other tests go on with the session's."""
     assert backend.mongodb_url
-    node = RabbitMQ(tmp_path / "rabbitmq")
+    node = RabbitMQ(tmp_path / "rabbitmq", FIGURES_S)
     try:
         await asyncio.to_thread(node.start, 120)
     except StartError as error:

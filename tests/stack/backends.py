@@ -31,6 +31,8 @@ _AMQP, _MANAGEMENT, _MONGODB = "PARLEY_TEST_AMQP_URL", "PARLEY_TEST_MANAGEMENT_U
 _IMAGES = {"PARLEY_TEST_RABBITMQ_IMAGE": "rabbitmq:4-management", "PARLEY_TEST_MONGODB_IMAGE": "mongo:8"}
 _RABBITMQ_SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 _START_S = 120
+FIGURES_S = 1
+"""How old a broker's account of its connections and queues may be: nobody but tests waits for it."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def _given(environment: Mapping[str, str]) -> Iterator[Backend]:
 
 @contextmanager
 def _local(folder: Path) -> Iterator[Backend]:
-    broker, database = RabbitMQ(folder / "rabbitmq"), Mongod(folder / "mongod")
+    broker, database = RabbitMQ(folder / "rabbitmq", FIGURES_S), Mongod(folder / "mongod")
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         # Killed, since nobody needs the data and a clean stop takes seconds.
         stack.callback(broker.kill)
