@@ -7,6 +7,8 @@ STACK := $(PYTHON) -m infra.local.stack
 # How many of each service: make up API=2 STORE=2 WORKER=3. Empty = as many as now, at first one.
 REPLICAS = --api="$(API)" --store="$(STORE)" --worker="$(WORKER)"
 UP_STEPS := 7
+# All tests are shared by several processes; chosen ones run in one, so that what they print is seen as it comes.
+CHOSEN = $(or $(ARGS),-n auto)
 
 .PHONY: help up down status logs parley demo test check chaos compose-up compose-down
 
@@ -40,7 +42,7 @@ parley: ## the operator's command line, on what make up has started (ARGS="dead-
 
 test: ## the tests, on real RabbitMQ and MongoDB (ARGS="tests/broker -k name" to choose some)
 	@infra/local/bootstrap.sh test
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest $(CHOSEN)
 
 check: ## what CI runs: lint, format, types, import contracts, tests
 	@infra/local/bootstrap.sh test
@@ -48,7 +50,7 @@ check: ## what CI runs: lint, format, types, import contracts, tests
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest $(CHOSEN)
 
 chaos: ## the fault suite, with figures (SEED=1 repeats its draws, ARGS="-k workers" chooses)
 	@PARLEY_TEST_BACKEND=local infra/local/bootstrap.sh test

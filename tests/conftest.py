@@ -6,11 +6,13 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
+from tests import parallel
 from tests.fakes.upstream import FakeUpstream
+from tests.faults import figures
 from tests.stack import backends, rooms
 from tests.stack.backends import Backend, Choice
 from tests.stack.rooms import Management, Vhost
@@ -22,18 +24,51 @@ _STACKS = pytest.StashKey[list[Stack]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Chooses the backend, so that a wrong setting stops the run before the first test."""
-    try:
-        config.stash[_CHOICE] = backends.choose(os.environ)
-    except ValueError as error:
-        raise pytest.UsageError(str(error)) from error
+    _choose(config)
     config.stash[_STACKS] = []
+    parallel.prepare(config)
     # A run that is told to end ends as by Ctrl-C: with its fixtures' clean-up, which stops what they started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _choose(config: pytest.Config) -> Choice:
+    if _CHOICE not in config.stash:
+        try:
+            config.stash[_CHOICE] = backends.choose(os.environ)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
+    return config.stash[_CHOICE]
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     choice = config.stash[_CHOICE]
     return f"RabbitMQ and MongoDB: {choice.kind or 'none'} ({choice.why})"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return parallel.processes(_choose(config))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> parallel.Shares:
+    # Else the files with the most tests would come first.
+    config.option.loadscopereorder = False
+    return parallel.Shares(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    parallel.sort(config, items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The fault suite's table, from whichever process has run it."""
+    reports = (report for reports in terminalreporter.stats.values() for report in reports)
+    if (shown := figures.section(reports)) is not None:
+        title, lines = shown
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.line(line)
 
 
 @pytest.hookimpl(wrapper=True)

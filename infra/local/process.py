@@ -12,6 +12,10 @@ from pathlib import Path
 
 import psutil
 
+PORTS = range(15_000, 32_000)
+"""What `free_port` chooses from: below what the system gives to outgoing connections."""
+_given_out: set[int] = set()
+
 
 class StartError(Exception):
     """A server did not come up; the message ends with the last lines of its log."""
@@ -110,14 +114,16 @@ def port_is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A free port on 127.0.0.1, below those the system gives to outgoing connections.
+    """A free port on 127.0.0.1 that this process was not given before: whoever asked then may not listen there yet.
 
-    From among those, a client that reconnects while its server is down may be given the server's own port: it then
-    talks to itself, and the server cannot listen there again.
+    It is none of those that the system gives to outgoing connections. From among those, a client that reconnects while
+    its server is down may be given the server's own port: it then talks to itself, and the server cannot listen there
+    again.
     """
     while True:
-        port = random.randrange(15_000, 32_000)
-        if port_is_free(port):
+        port = random.choice(PORTS)
+        if port not in _given_out and port_is_free(port):
+            _given_out.add(port)
             return port
 
 

@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +11,7 @@ import pytest
 
 from infra.local.mongod import find_mongod
 from tests.conftest import open_stack
-from tests.faults.figures import Row, table
+from tests.faults.figures import REPORTED_AS, Row
 from tests.faults.house import House, open_house
 from tests.faults.models import MODELS_FILE
 from tests.faults.nodes import BrokerNode, DatabaseNode, own_nodes
@@ -19,22 +19,12 @@ from tests.stack.backends import Backend
 
 Nodes = tuple[BrokerNode, DatabaseNode, Backend]
 
-_ROWS = pytest.StashKey[list[Row]]()
 _SEED = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Chooses the session's seed: SEED from the environment repeats an earlier session's draws."""
-    config.stash[_ROWS] = []
     config.stash[_SEED] = int(os.environ.get("SEED") or random.randrange(1_000_000))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    rows = config.stash.get(_ROWS, [])
-    if rows:
-        terminalreporter.section(f"faults (SEED={config.stash[_SEED]})")
-        for line in table(rows):
-            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +34,11 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def row(request: pytest.FixtureRequest) -> Row:
-    """The test's row in the table."""
-    row = Row(request.node.name.removeprefix("test_"))
-    request.config.stash[_ROWS].append(row)
-    return row
+def row(request: pytest.FixtureRequest, seed: int) -> Iterator[Row]:
+    """The test's row in the table, which its report carries there."""
+    row = Row(request.node.name.removeprefix("test_"), seed)
+    yield row
+    request.node.user_properties.append((REPORTED_AS, row.told()))
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,14 @@
 """The judge finds each kind of broken promise, and nothing where all were kept."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.fakes.script import Script
 from tests.fakes.upstream import Outcome, Received
-from tests.faults.figures import Row, table
+from tests.faults.figures import REPORTED_AS, Row, section
 from tests.faults.history import History
 from tests.faults.judge import Verdict, judge, percentile
 from tests.stack.client import Event
@@ -125,8 +126,13 @@ def test_pauses_are_those_between_pieces_of_text_and_before_the_end() -> None:
     assert percentile([], 0.5) == 0.0
 
 
-def test_table_has_a_row_for_each_suite_and_its_notes_below() -> None:
-    lines = table([Row("first", Verdict(accepted=5, p99_pause=1.234), 0, ["a note"]), Row("second")])
+def test_table_has_a_row_for_each_suite_that_reports_tell_of_and_its_notes_below() -> None:
+    rows = Row("first", 7, Verdict(accepted=5, p99_pause=1.234), 0, ["a note"]), Row("second", 7)
+    reports = [SimpleNamespace(user_properties=[("another", 1), (REPORTED_AS, row.told())]) for row in rows]
+    shown = section([object(), *reports])
+    assert shown is not None
+    title, lines = shown
+    assert title == "faults (SEED=7)"
     assert [line.split()[0] for line in lines] == ["suite", "first", "a", "second"]
     assert " 5 " in lines[1]
     assert "1.23 s" in lines[1]

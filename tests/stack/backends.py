@@ -41,6 +41,8 @@ class Choice:
 
     kind: Kind | None
     why: str
+    shared_vhost: bool = False
+    """All tests use the one vhost of the given address, each of them empties it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def choose(environment: Mapping[str, str]) -> Choice:
     for kind, lacks in _LACKS.items():
         if wanted in ("auto", kind):
             if (lack := lacks(environment)) is None:
-                return Choice(kind, _DESCRIBES[kind](environment))
+                shared = kind == "urls" and not environment.get(_MANAGEMENT)
+                return Choice(kind, _DESCRIBES[kind](environment), shared)
             missing.append(f"{kind}: {lack}")
     return Choice(None, "; ".join(missing))
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.parallel import PROCESSES, processes
 from tests.stack.backends import Backend, choose
 
 
@@ -28,6 +29,12 @@ def test_backend_that_is_asked_for_and_missing_is_not_replaced_by_another() -> N
     choice = choose({"PARLEY_TEST_BACKEND": "urls"})
     assert choice.kind is None
     assert "not set" in choice.why
+
+
+def test_a_given_broker_whose_vhost_all_must_use_is_tested_in_one_process() -> None:
+    given = {"PARLEY_TEST_AMQP_URL": "amqp://broker/v", "PARLEY_TEST_MONGODB_URL": "mongodb://base/"}
+    assert processes(choose(given)) == 0
+    assert processes(choose(given | {"PARLEY_TEST_MANAGEMENT_URL": "http://broker"})) == PROCESSES
 
 
 def test_addresses_of_rooms_keep_host_and_options() -> None:
