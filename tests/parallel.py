@@ -13,6 +13,9 @@ PROCESSES = 2
 HEAVY = ("tests/faults/", "tests/journeys/")
 """Whole houses of processes under load: one after another, by the process that begins with them."""
 
+LONG = ("tests/inference_worker/", "tests/cli/")
+"""They wait much: for a lease, for a drain, for a command's patience."""
+
 
 class Shares(LoadScopeScheduling):  # type: ignore[misc]  # no types are published for it
     """Gives each process whole files, since what a file's tests share is started once; the heavy ones go together."""
@@ -37,7 +40,7 @@ def prepare(config: pytest.Config) -> None:
 def sort(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts what lasts longest first, so that no process is left alone with it in the end."""
     if _told(config) is not None:
-        items.sort(key=lambda item: not item.nodeid.startswith(HEAVY))
+        items.sort(key=lambda item: (not item.nodeid.startswith(HEAVY), not item.nodeid.startswith(LONG)))
 
 
 def _told(config: pytest.Config) -> dict[str, Any] | None:
