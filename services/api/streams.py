@@ -149,6 +149,8 @@ class Streams:
         length = text.length
         if not is_start:
             fits = text.append(attempt, offset, event["text"])
+        elif origin := event.get("origin"):
+            fits = text.start(attempt, offset, event["model"], tuple(origin))
         elif run.asked is not None and run.asked[0] == source and attempt > max(run.asked[1], text.attempt):
             # The worker may have met our own question with a later attempt of its own: then this is the offset that
             # was asked for, and says nothing of what that attempt has kept.

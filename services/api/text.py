@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from io import StringIO
+from itertools import accumulate
+from sys import maxsize
 
 from services.api.dialects import Events
 from shared.contracts.resources import Run
@@ -17,16 +19,18 @@ class Text:
     version: grows whenever text may have been taken back; every reader then asks `resume` for its place.
     """
 
-    __slots__ = ("_bases", "_kept", "_text", "attempt", "length", "model", "version")
+    __slots__ = ("_bases", "_kept", "_shared", "_text", "attempt", "length", "model", "version")
 
     def __init__(self) -> None:
         self.attempt = 0
         self.length = 0
         self.model = ""
         self.version = 0
-        # Per attempt, the offset it started from, or less, which is always safe. Those beyond the present attempt are
-        # of attempts that the store knows of, while nothing of their text has come.
+        # Per attempt that the store has told of, what it has kept of the one before it, or less, which is always safe.
+        # Those beyond the present attempt are of attempts of whose text nothing has come.
         self._bases: list[int] = []
+        # Per attempt before the present one, how far the texts of both are the same as told by workers, or less.
+        self._shared: list[int] = []
         # What was never taken back of the present attempt's text; None: nothing was.
         self._kept: int | None = None
         # The one text in the standard library that grows in place and is read by code point from anywhere.
@@ -35,22 +39,25 @@ class Text:
     @property
     def known(self) -> int:
         """The newest attempt that was heard of."""
-        return len(self._bases)
+        return max(self.attempt, len(self._bases))
 
     @property
     def reach(self) -> int:
         """How much of what is here the newest known attempt has kept: what comes next belongs there."""
         return min([self.length, *self._bases[self.attempt :]])
 
-    def start(self, attempt: int, offset: int, model: str) -> bool:
-        """An attempt began at `offset`. False if text is missing before it."""
+    def start(self, attempt: int, offset: int, model: str, origin: tuple[int, int] | None = None) -> bool:
+        """An attempt began; its text comes from `offset` on. False if text is missing before that.
+
+        origin: the attempt whose text this one went on with, and how much of it. None from a worker that says nothing
+        of it, whose attempt is then taken to have kept `offset` code points of the attempt before it.
+        """
         if attempt > self.attempt:
-            between = self._bases[self.attempt : attempt - 1]
-            unknown = attempt - 1 - self.attempt - len(between)
-            if unknown and self.length:
-                # How much of what is here those attempts have kept is not known.
+            source, kept = origin or (attempt - 1, offset)
+            if kept and self.length and source > self.known:
+                # How much of what is here the attempts until then have kept is not known.
                 return False
-            self._move(attempt, [*between, *[0] * unknown, offset], model)
+            self._move(attempt, self._shared_by_way_of(source, kept, attempt), model)
         return attempt < self.attempt or offset <= self.length
 
     def append(self, attempt: int, offset: int, text: str) -> bool:
@@ -74,19 +81,15 @@ class Text:
         """
         if attempt < self.known:
             return
-        known = [*bases[:attempt], *[0] * (attempt - len(bases))]
-        # The store's are of its checkpoints: what was heard of an attempt itself may be more.
-        known[: self.known] = map(max, known, self._bases)
+        self._bases = [*bases[:attempt], *[0] * (attempt - len(bases))]
         if attempt > self.attempt and not self.length:
-            self._move(attempt, known[self.attempt :], model)
-        self._bases = known
+            self._move(attempt, [0] * attempt, model)
 
     def complete(self, attempt: int, text: str, model: str) -> None:
         """The answer as saved: text that is here and is not its beginning goes."""
         kept = _common_prefix(self.read(0), text)
         if attempt > self.attempt:
-            between = self._bases[self.attempt : attempt]
-            self._move(attempt, [*between, *[kept] * (attempt - self.attempt - len(between))], model)
+            self._move(attempt, self._shared_by_way_of(self.attempt, kept, attempt), model)
         self.cut(kept)
         self._text.seek(self.length)
         self.length += self._text.write(text[self.length :])
@@ -102,17 +105,36 @@ class Text:
     def resume(self, attempt: int, offset: int) -> int:
         """Where a reader goes on who has `offset` code points of `attempt`, which is not beyond the present one."""
         kept = offset if self._kept is None else self._kept
-        return min([offset, kept, *self._bases[attempt : self.attempt]])
+        return min(offset, kept, self._shared_with(attempt))
 
     def read(self, offset: int, limit: int = -1) -> str:
         """The text from `offset` on, `limit` code points of it at most."""
         self._text.seek(offset)
         return self._text.read(limit)
 
-    def _move(self, attempt: int, bases: list[int], model: str) -> None:
-        self._bases[self.attempt : attempt] = bases
-        self.attempt, self.model = attempt, model
-        self.cut(min(bases))
+    def _shared_with(self, attempt: int) -> int:
+        """How far the present attempt's text is surely the same as that of `attempt`, which is not beyond it."""
+        if attempt == self.attempt:
+            return maxsize
+        chain = self._bases[attempt : self.attempt]
+        # Both are true: the store's word is of its checkpoints, and a worker may have been given more.
+        return max(self._shared[attempt], min(chain) if len(chain) == self.attempt - attempt else 0)
+
+    def _shared_by_way_of(self, source: int, kept: int, attempt: int) -> list[int]:
+        """Per attempt before `attempt`, how far both texts are surely the same, if that began with `kept` of `source`.
+
+        Two texts that are both like a third one for some length are like each other for as long.
+        """
+        beyond = list(accumulate(self._bases[self.attempt :], min))
+        like_present = [*map(self._shared_with, range(self.attempt + 1)), *beyond]
+        like_present += [0] * (attempt - len(like_present))
+        shared = [min(like, like_present[source], kept) for like in like_present[:attempt]]
+        shared[source] = kept
+        return shared
+
+    def _move(self, attempt: int, shared: list[int], model: str) -> None:
+        before, self.attempt, self.model, self._shared = self.attempt, attempt, model, shared
+        self.cut(self._shared_with(before))
         self._kept = None
         self.version += 1
 

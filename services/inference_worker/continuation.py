@@ -18,11 +18,15 @@ TELLING_CODE_POINTS = 32
 
 @dataclass(frozen=True)
 class Beginning:
-    """What there is of an answer when an attempt begins. `held`: code points of it that the store has."""
+    """What there is of an answer when an attempt begins.
+
+    held: code points of it that the store has. attempt: whose text it is; 0 if there is none.
+    """
 
     text: str = ""
     tokens: int = 0
     held: int = 0
+    attempt: int = 0
 
     def tokens_left(self, max_tokens: int | None) -> int | None:
         """How many of a job's tokens are left for the rest."""
@@ -43,12 +47,13 @@ def best_known(verdict: ClaimVerdict, told: Iterable[SubscriberText]) -> Beginni
     best = (verdict.text_attempt, verdict.text)
     for one in told:
         is_better = (one.attempt, len(one.text)) > (best[0], len(best[1]))
-        if is_better and one.attempt <= verdict.attempt and one.text.startswith(verdict.text):
+        if is_better and one.attempt < verdict.attempt and one.text.startswith(verdict.text):
             best = (one.attempt, one.text)
-    text, held = best[1], len(verdict.text)
+    (attempt, text), held = best, len(verdict.text)
     # Nobody has counted the tokens of what only a subscriber has.
     per_token = max(1.0, held / verdict.tokens) if verdict.tokens and held else CHARACTERS_PER_TOKEN
-    return Beginning(text, verdict.tokens + round((len(text) - held) / per_token), held)
+    tokens = verdict.tokens + round((len(text) - held) / per_token)
+    return Beginning(text, tokens, held, attempt if text else 0)
 
 
 @dataclass(eq=False)

@@ -31,15 +31,19 @@ FRAME_BYTES = Counter("parley_worker_frame_bytes_total", "Bytes of the frames se
 class Answer:
     """The text so far of one attempt at a run, and who follows it."""
 
-    __slots__ = ("_text", "attempt", "base", "closed", "held", "length", "model", "outboxes", "run_id", "tokens")
+    __slots__ = (
+        "_text", "attempt", "base", "closed", "held", "length", "model", "origin", "outboxes", "run_id", "tokens",
+    )  # fmt: skip
 
-    def __init__(self, run_id: str, model: str, beginning: str = "") -> None:
+    def __init__(self, run_id: str, model: str, beginning: str = "", beginning_of: int = 0) -> None:
         self.run_id = run_id
         self.model = model
         self.attempt = 0
         """0 until the store has granted the run."""
         self.base = len(beginning)
         """The offset that the attempt starts from: what is before it is of earlier ones."""
+        self.origin = (beginning_of, self.base)
+        """The attempt whose text that is, and how much."""
         self.length = self.base
         """Code points."""
         self.tokens = 0
@@ -154,7 +158,8 @@ class Outbox:
         event: dict[str, Any] = {"run_id": answer.run_id, "attempt": answer.attempt, "offset": position}
         events = []
         if answer in self._starting:
-            events.append((orjson.dumps({"type": "run.started", **event, "model": answer.model}), position))
+            start = {"type": "run.started", **event, "model": answer.model, "origin": answer.origin}
+            events.append((orjson.dumps(start), position))
         if text := answer.read(position, PIECE_CODE_POINTS):
             delta = {"type": "message.delta", **event, "text": text}
             events.append((orjson.dumps(delta), position + len(text)))

@@ -58,7 +58,7 @@ class Run:
     def go_on_from(self, beginning: Beginning) -> None:
         """The answer begins with the text of an earlier attempt, and what was read for this one so far is dropped."""
         self.beginning = beginning
-        self.answer = Answer(self.job.run_id, self.job.model, beginning.text)
+        self.answer = Answer(self.job.run_id, self.job.model, beginning.text, beginning.attempt)
         self.answer.tokens = beginning.tokens
         self.answer.held = beginning.held
         self.reading = None

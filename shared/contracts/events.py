@@ -22,6 +22,9 @@ class RunStarted(Contract):
     attempt: int
     offset: int
     model: ModelName
+    origin: tuple[int, int] | None = None
+    """`[attempt, length]`: the attempt began with so much of that attempt's text, so whoever holds that keeps it,
+    whatever was attempted in between; `[0, 0]` if it began anew. None from a worker of the release before."""
 
 
 class MessageDelta(Contract):

@@ -58,8 +58,8 @@ def a_run(run_id: str, **fields: Any) -> Run:
     )
 
 
-def started(run_id: str, attempt: int = 1, offset: int = 0) -> dict[str, Any]:
-    return {"type": "run.started", "run_id": run_id, "attempt": attempt, "offset": offset, "model": "m"}
+def started(run_id: str, attempt: int = 1, offset: int = 0, **fields: Any) -> dict[str, Any]:
+    return {"type": "run.started", "run_id": run_id, "attempt": attempt, "offset": offset, "model": "m", **fields}
 
 
 def delta(run_id: str, offset: int, text: str, attempt: int = 1) -> dict[str, Any]:

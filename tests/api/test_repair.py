@@ -117,6 +117,22 @@ async def test_attempt_that_goes_on_from_text_that_is_not_here_yet_is_followed(
     assert kept == [0, 3], "a client that only ever appends loses nothing"
 
 
+async def test_attempt_that_died_unheard_of_shows_no_seam(
+    peers: Peers, client: NativeClient, conversation_id: str
+) -> None:
+    """The next one went on from all that readers have here, which is more than the store knows of."""
+    async with client.stream(conversation_id, "hello") as stream:
+        run_id = (await peers.submitted()).run_id
+        await peers.frame(started(run_id), delta(run_id, 0, "abcdef"))
+        await stream.read_text(6)
+        peers.watched(a_run(run_id, status="running", attempt=3), bases=(0, 4, 4))
+        await peers.frame(started(run_id, 3, 6, origin=[1, 6]), delta(run_id, 6, "gh", attempt=3))
+        await peers.frame(ended(run_id, 8, attempt=3))
+        transcript = await stream.read_all()
+    assert (transcript.text, transcript.attempt) == ("abcdefgh", 3)
+    assert [event.data["offset"] for event in transcript.events if event.name == "run.started"] == [0, 6]
+
+
 async def test_take_over_while_the_lost_worker_is_asked_ends_the_wait_for_it(
     peers: Peers, client: NativeClient, conversation_id: str
 ) -> None:

@@ -36,6 +36,7 @@ ENDED = Run(
 ALPHABET = "ab\n\r\u2028é🙂\u0301\x00"
 Happening = Literal[
     "an attempt begins",
+    "an attempt begins and dies unseen",
     "text comes",
     "a superseded attempt goes on",
     "the next event reaches a replica",
@@ -68,6 +69,7 @@ class Sent(NamedTuple):
     attempt: int
     offset: int
     text: str | None
+    origin: tuple[int, int] | None = None
 
 
 class Id(NamedTuple):
@@ -83,6 +85,8 @@ class Attempt:
     base: int
     """What it has kept of the text before it, as far as the store knows."""
     text: str
+    origin: tuple[int, int] | None
+    """The attempt that it went on from, and how much of its text; None if its worker does not say so."""
 
 
 @dataclass
@@ -158,7 +162,9 @@ class World:
         """`at` says which replica; `number` chooses whatever else there is to choose."""
         match what:
             case "an attempt begins":
-                self.begin_attempt(number)
+                self.begin_attempt(number, at)
+            case "an attempt begins and dies unseen":
+                self.begin_attempt(number, at, is_seen=False)
             case "text comes":
                 self.generate(number, 0)
             case "a superseded attempt goes on":
@@ -189,18 +195,31 @@ class World:
 
     # The workers.
 
-    def begin_attempt(self, number: int) -> None:
-        """Its worker may have been given more of the text before than the store holds."""
-        if not self.is_over:
-            before = self.attempts[-1].text if self.attempts else ""
-            begins_at = number % (len(before) + 1)
-            self.attempts.append(Attempt(number // 2 % (begins_at + 1), before[:begins_at]))
-            self.send(Sent(len(self.attempts), begins_at, None))
+    def begin_attempt(self, number: int, back: int, *, is_seen: bool = True) -> None:
+        """Its worker may have been given more of the text before than the store holds, or an earlier attempt's text.
+
+        One that is not seen has come to some text of its own, and to nobody's knowledge but the store's.
+        """
+        if self.is_over:
+            return
+        source = max(0, len(self.attempts) - back * (1 + number % 3))
+        old = self.attempts[source - 1].text if source else ""
+        text = old[: number % (len(old) + 1)]
+        before = self.attempts[-1].text if self.attempts else ""
+        shared = next(length for length in range(len(text), -1, -1) if before.startswith(text[:length]))
+        # The worker of the release before said nothing of where it went on, and never went back so far.
+        is_told = source < len(self.attempts) or number % 5 > 0
+        origin = (source, len(text)) if is_told else None
+        self.attempts.append(Attempt(number // 2 % (shared + 1), text, origin))
+        if is_seen:
+            self.send(Sent(len(self.attempts), len(text), None, origin))
+        else:
+            self.attempts[-1].text += ALPHABET[number % len(ALPHABET) :][: number % 3]
 
     def generate(self, number: int, back: int) -> None:
         """From the present attempt, or from one before it that does not know yet that it was superseded."""
         if not self.attempts:
-            self.begin_attempt(0)
+            self.begin_attempt(0, 0)
         if not self.is_over:
             place = max(1, len(self.attempts) - back)
             attempt, piece = self.attempts[place - 1], ALPHABET[number % len(ALPHABET) :][: 1 + number % 4]
@@ -218,7 +237,10 @@ class World:
         if replica.ended is None and place < len(self.sent[at]):
             event = self.sent[at][place]
             if event.text is None:
-                fits = replica.text.start(event.attempt, event.offset, MODEL)
+                before = replica.text.attempt, replica.text.length
+                fits = replica.text.start(event.attempt, event.offset, MODEL, event.origin)
+                if event.attempt > before[0] and event.origin is not None and event.origin[0] == before[0]:
+                    assert replica.text.length == min(before[1], event.origin[1]), "what the attempt has kept is kept"
             else:
                 fits = replica.text.append(event.attempt, event.offset, event.text)
             is_older, is_present = event.attempt < replica.text.attempt, event.attempt == replica.text.attempt
@@ -239,7 +261,8 @@ class World:
             offset = min(text.reach, len(whole))
             middle = offset + number % (len(whole) - offset + 1)
             pieces = [Sent(attempt, offset, whole[offset:middle]), Sent(attempt, middle, whole[middle:])]
-            self.sent[at] += [Sent(attempt, offset, None), *(piece for piece in pieces if piece.text)]
+            start = Sent(attempt, offset, None, self.attempts[attempt - 1].origin)
+            self.sent[at] += [start, *(piece for piece in pieces if piece.text)]
 
     def end(self, at: int, *, is_whole: bool) -> None:
         """A replica hears of it: with the text from the store, or only its length, if the text is there."""
@@ -291,7 +314,7 @@ class World:
             if replica.ended is None:
                 replica.text.adopt(number, self.bases, MODEL)
                 offset = replica.text.reach
-                assert replica.text.start(number, offset, MODEL)
+                assert replica.text.start(number, offset, MODEL, self.attempts[-1].origin)
                 assert replica.text.append(number, offset, whole[offset:])
                 assert replica.text.read(0) == whole
             for client in replica.clients:

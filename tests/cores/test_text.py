@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,44 +68,54 @@ class Client:
                 assert fields["id"] == f"{data['attempt']}-{len(self.text)}"
 
 
+class Attempt(NamedTuple):
+    """One of a run's attempts: where it began, as the store knows and as its worker does, and its whole text."""
+
+    base: int
+    text: str
+    origin: tuple[int, int]
+
+
 @st.composite
-def attempts(draw: st.DrawFn) -> list[tuple[int, str]]:
-    """A run's attempts: each the offset it starts from and its whole text, which keeps the text before that."""
+def attempts(draw: st.DrawFn) -> list[Attempt]:
+    """A run's attempts, each going on from the text of any of those before it."""
     texts = st.text(alphabet="ab\n\r\u2028é🙂\u0301\x00", max_size=12)
-    found: list[tuple[int, str]] = [(0, draw(texts))]
+    found = [Attempt(0, draw(texts), (0, 0))]
     for _ in range(draw(st.integers(0, 2))):
-        before = found[-1][1]
-        base = draw(st.integers(0, len(before)))
-        found.append((base, before[:base] + draw(texts)))
+        source = draw(st.integers(1, len(found)))
+        kept = draw(st.integers(0, len(found[source - 1].text)))
+        text = found[source - 1].text[:kept] + draw(texts)
+        shared = next(length for length in range(kept, -1, -1) if found[-1].text.startswith(text[:length]))
+        found.append(Attempt(draw(st.integers(0, shared)), text, (source, kept)))
     return found
 
 
 class Worker:
     """The sending side of the contract: the attempts' texts, cut into deltas anywhere."""
 
-    def __init__(self, run: list[tuple[int, str]]) -> None:
+    def __init__(self, run: list[Attempt]) -> None:
         self.run = run
-        self.bases = [base for base, _ in run]
+        self.bases = [attempt.base for attempt in run]
 
     def bring(self, text: Text) -> None:
         """What WatchRun and AttachRun do once nothing is lost: the last attempt's text, from where ours ends."""
-        attempt, whole = len(self.run), self.run[-1][1]
+        attempt, (_, whole, origin) = len(self.run), self.run[-1]
         text.adopt(attempt, self.bases, MODEL)
         offset = min(text.reach, len(whole))
-        assert text.start(attempt, offset, MODEL)
+        assert text.start(attempt, offset, MODEL, origin)
         assert text.append(attempt, offset, whole[offset:])
 
 
 @settings(max_examples=200)
 @given(run=attempts(), data=st.data())
 def test_every_reader_gets_exactly_the_text_whatever_is_lost_repeated_or_late(
-    run: list[tuple[int, str]], data: st.DataObject
+    run: list[Attempt], data: st.DataObject
 ) -> None:
     worker = Worker(run)
     sent: list[tuple[int, int, str | None]] = []
-    for attempt, (base, whole) in enumerate(run, start=1):
-        sent.append((attempt, base, None))
-        at = base
+    for attempt, (_, whole, (_, begins_at)) in enumerate(run, start=1):
+        sent.append((attempt, begins_at, None))
+        at = begins_at
         while at < len(whole):
             end = data.draw(st.integers(at + 1, len(whole)))
             sent.append((attempt, at, whole[at:end]))
@@ -115,7 +126,10 @@ def test_every_reader_gets_exactly_the_text_whatever_is_lost_repeated_or_late(
     text = Text()
     clients = [Client.from_the_start()]
     for attempt, offset, piece in arriving:
-        fits = text.start(attempt, offset, MODEL) if piece is None else text.append(attempt, offset, piece)
+        if piece is None:
+            fits = text.start(attempt, offset, MODEL, run[attempt - 1].origin)
+        else:
+            fits = text.append(attempt, offset, piece)
         if not fits and data.draw(st.booleans()):
             worker.bring(text)
         action = data.draw(st.sampled_from(["hear", "hear one", "wait", "resume", "join"]))
@@ -126,11 +140,11 @@ def test_every_reader_gets_exactly_the_text_whatever_is_lost_repeated_or_late(
         elif action != "wait":
             for client in clients:
                 client.hear(text, limit=1 if action == "hear one" else 10_000)
-        present = run[text.attempt - 1][1] if text.attempt else ""
+        present = run[text.attempt - 1].text if text.attempt else ""
         assert present.startswith(text.read(0)), "what is held is always a beginning of the present attempt"
 
     worker.bring(text)
-    whole = run[-1][1]
+    whole = run[-1].text
     assert text.read(0) == whole
     for client in clients:
         client.hear(text, ENDED)
@@ -142,18 +156,16 @@ def test_every_reader_gets_exactly_the_text_whatever_is_lost_repeated_or_late(
 
 
 @given(run=attempts(), held=st.integers(0, 12), data=st.data())
-def test_saved_answer_completes_whatever_part_was_there(
-    run: list[tuple[int, str]], held: int, data: st.DataObject
-) -> None:
+def test_saved_answer_completes_whatever_part_was_there(run: list[Attempt], held: int, data: st.DataObject) -> None:
     """As in a replay from the store, or when the last deltas were lost: a client loses nothing it rightly has."""
     text = Text()
     attempt = data.draw(st.integers(1, len(run)))
-    present = run[attempt - 1][1]
+    present = run[attempt - 1].text
     text.adopt(attempt, Worker(run).bases[:attempt], MODEL)
     client = Client.from_the_start()
     text.append(attempt, 0, present[:held])
     client.hear(text)
-    whole = run[-1][1]
+    whole = run[-1].text
     text.complete(len(run), whole, MODEL)
     client.hear(text, ENDED)
     assert client.text == whole
@@ -190,6 +202,46 @@ def test_what_an_attempt_said_that_it_kept_stands_against_the_checkpoints_word_f
     assert text.resume(1, 6) == 5, "its worker was given more by a subscriber than the store has"
     text.adopt(3, [0, 3, 4], MODEL)
     assert (text.reach, text.resume(1, 6)) == (4, 5)
+
+
+def test_text_of_an_attempt_that_is_gone_on_from_is_kept_whatever_was_attempted_in_between() -> None:
+    text = Text()
+    text.start(1, 0, MODEL)
+    text.append(1, 0, "abcdef")
+    assert text.start(3, 6, MODEL, (1, 6)), "attempt 2 died unseen"
+    assert (text.attempt, text.length, text.resume(1, 6), text.resume(2, 9)) == (3, 6, 6, 0)
+    text.adopt(3, [0, 4, 4], MODEL)
+    assert (text.resume(1, 6), text.resume(2, 9)) == (6, 4)
+
+
+def test_text_of_an_attempt_that_was_not_gone_on_from_is_kept_as_far_as_both_began_alike() -> None:
+    text = Text()
+    text.start(1, 0, MODEL)
+    text.append(1, 0, "abcdef")
+    text.start(2, 4, MODEL, (1, 4))
+    text.append(2, 4, "XYZ")
+    assert not text.start(3, 6, MODEL, (1, 6)), "of this replica's seven, four are the new attempt's"
+    assert (text.attempt, text.read(0), text.resume(1, 6), text.resume(2, 7)) == (3, "abcd", 6, 4)
+
+
+def test_attempt_that_goes_on_from_one_that_was_never_heard_of_has_the_store_asked() -> None:
+    text = Text()
+    text.start(1, 0, MODEL)
+    text.append(1, 0, "abcdef")
+    assert not text.start(3, 7, MODEL, (2, 7))
+    assert (text.attempt, text.length) == (1, 6)
+    text.adopt(3, [0, 4, 7], MODEL)
+    assert text.reach == 4
+    assert text.start(3, 4, MODEL, (2, 7))
+    assert (text.attempt, text.read(0)) == (3, "abcd")
+
+
+def test_attempt_that_begins_anew_takes_all_back() -> None:
+    text = Text()
+    text.start(1, 0, MODEL)
+    text.append(1, 0, "abcdef")
+    assert text.start(3, 0, MODEL, (0, 0))
+    assert (text.attempt, text.length, text.resume(1, 6), text.resume(2, 6)) == (3, 0, 0, 0)
 
 
 def test_delta_of_an_attempt_whose_start_was_lost_does_not_fit() -> None:

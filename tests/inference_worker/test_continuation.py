@@ -107,20 +107,21 @@ def told(attempt: int, text: str) -> SubscriberText:
 
 def test_longest_text_of_the_highest_attempt_that_goes_on_from_the_checkpoint_is_taken() -> None:
     verdict = ClaimVerdict(verdict="granted", attempt=4, text="one two", text_attempt=2, tokens=2)
-    assert best_known(verdict, []) == Beginning("one two", 2, 7)
+    assert best_known(verdict, []) == Beginning("one two", 2, 7, 2)
     longer, other = told(2, "one two three four"), told(3, "something else, and much longer")
     assert best_known(verdict, [told(2, "one two three"), longer, other, told(2, "one")]).text == longer.text
     assert best_known(verdict, [longer, told(3, "one two, three")]).text == "one two, three"
     # Of an attempt that is yet to come nobody can have a text.
-    assert best_known(verdict, [longer, told(5, "one two three four five six")]).text == longer.text
-    found = best_known(verdict, [longer])
-    assert (found.held, found.tokens) == (7, 5)
+    for attempt in (4, 5):
+        assert best_known(verdict, [longer, told(attempt, "one two three four five six")]).text == longer.text
+    found = best_known(verdict, [longer, told(1, f"{longer.text} five")])
+    assert (found.held, found.tokens, found.attempt) == (7, 5, 2)
 
 
 def test_with_no_checkpoint_a_subscribers_text_is_what_there_is() -> None:
     verdict = ClaimVerdict(verdict="granted", attempt=2)
     assert best_known(verdict, []) == Beginning()
-    assert best_known(verdict, [told(1, "so far"), told(1, "so far so good")]) == Beginning("so far so good", 4, 0)
+    assert best_known(verdict, [told(1, "so far"), told(1, "so far so good")]) == Beginning("so far so good", 4, 0, 1)
 
 
 def test_tokens_of_the_text_before_count() -> None:

@@ -287,6 +287,8 @@ async def test_next_attempt_goes_on_from_what_a_subscriber_has_beyond_the_checkp
         assert (await stage.finished(asked.run_id)).output == script.text
         await stage.heard(asked.run_id, script.text)
     assert [(wanted.run_id, wanted.offset) for wanted in stage.reader.wanted] == [(asked.run_id, len(checkpointed))]
+    starts = [event for frame in stage.reader.frames for event in frame.events if event.type == "run.started"]
+    assert [start.origin for start in starts] == [(1, len(shown))]
     assert stage.reader.started[asked.run_id] == (2, len(shown), script.model)
     assert stage.upstream.requests("more")[-1].prefix == shown
     assert [run.offset for run in progress_of(stage, asked.run_id)][:1] in ([], [len(checkpointed)])
