@@ -37,6 +37,7 @@ SHORT_FIELDS = (
     "held_tokens",
     "longest",
     "fruitless",
+    "silent",
     "republished",
     "attempts_before",
     "followed",

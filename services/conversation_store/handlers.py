@@ -15,7 +15,7 @@ from services.conversation_store.endings import Endings
 from services.conversation_store.paging import cursor, cut, position
 from services.conversation_store.repository import Applied, Repository
 from services.conversation_store.submission import Submissions, invalid
-from services.conversation_store.turns import AttemptLimits, Claim, Watch
+from services.conversation_store.turns import SUSPECTS_TOGETHER, AttemptLimits, Claim, Watch, suspects_at_once
 from shared.broker import Broker, Handlers
 from shared.contracts.problems import refused
 from shared.contracts.resources import (
@@ -236,6 +236,7 @@ class Requests:
             waited=timedelta(milliseconds=request.waited_ms),
             continues=request.continuation == "prefill",
             limits=self._limits,
+            company=request.company,
         )
         applied = await _patiently(self._repository.turns.apply(request.run_id, claim))
         if applied is None or applied.verdict == "over":
@@ -243,6 +244,10 @@ class Requests:
         if applied.verdict == "exhausted":
             await self._dead_letters.give_up(applied.turn)
             return ClaimVerdict(verdict="over")
+        if applied.verdict == "suspect":
+            return ClaimVerdict(
+                verdict="suspect", at_once=suspects_at_once(applied.turn.state(), self._limits) or SUSPECTS_TOGETHER
+            )
         if applied.verdict != "granted":
             return ClaimVerdict(verdict="busy")
         return await self._granted(applied.turn)

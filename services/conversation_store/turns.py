@@ -32,6 +32,18 @@ OVERDUE = timedelta(seconds=30)
 """How long after its deadline a run may still be claimed, to be ended by its worker; then no lease keeps it alive."""
 
 
+SUSPECTED_FROM = 2
+"""So many attempts in a row have come to nothing at all when a run is taken for one that may kill its workers."""
+
+SUSPECTED_WITH = 2
+"""With so few attempts left it is time to keep such runs apart; before that they may as well have had bad luck, as many
+at a time have it when workers die for other reasons."""
+
+SUSPECTS_TOGETHER = 16
+"""So many suspected runs may be at work in a worker, as long as each of them can be struck by another one and still
+has an attempt for being there alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a run leaves behind when it ends. `length` counts the code points of the answer.
@@ -62,7 +74,8 @@ class TurnState:
     published: its job is known to be in the queue, or to have been; republished: the attempt whose loss had it
     published again.
     held, held_attempt: code points of the checkpointed text, and the attempt that wrote it.
-    longest: the most that was held when an attempt was lost; fruitless: attempts lost without more than that.
+    longest: the most that was held when an attempt was lost; fruitless: attempts lost without more than that; silent:
+    those lost in a row, up to the last one, of which no text at all was held.
     attempts_before: attempts that count no more, since an operator had the run repeated.
     followed: a waiting turn stands behind this one. dead_lettered: it failed for its job, and may be repeated.
     adopted: more than one request was answered with this turn, before anybody took it.
@@ -87,6 +100,7 @@ class TurnState:
     held_attempt: int = 0
     longest: int = 0
     fruitless: int = 0
+    silent: int = 0
     attempts_before: int = 0
     followed: bool = False
     dead_lettered: bool = False
@@ -129,7 +143,7 @@ class AttemptLimits:
 class Claim:
     """A worker that was given the job asks for the run; it has held the job for `waited`.
 
-    continues: its model can go on from the text of the attempts before.
+    continues: its model can go on from the text of the attempts before. company: see `ClaimRun`.
     """
 
     worker: str
@@ -138,6 +152,7 @@ class Claim:
     waited: timedelta
     continues: bool = False
     limits: AttemptLimits = AttemptLimits()
+    company: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,12 +224,13 @@ class Replay:
 Command = Claim | Finish | Cancel | Withdraw | Adopt | Watch | Promote | Sweep | Bury | Replay
 
 Verdict = Literal[
-    "granted", "busy", "over", "exhausted", "finished", "superseded", "cancelled", "cancelling", "adopted", "watched",
-    "promoted", "promote", "republish", "ended", "left", "replayed",
+    "granted", "busy", "over", "suspect", "exhausted", "finished", "superseded", "cancelled", "cancelling", "adopted",
+    "watched", "promoted", "promote", "republish", "ended", "left", "replayed",
 ]  # fmt: skip
 """What became of a command.
 
-claim: granted, busy (another worker has the run), over, exhausted (given up: too many attempts were lost).
+claim: granted, busy (another worker has the run), over, suspect (granted to a worker that has few suspected runs),
+exhausted (given up: too many attempts were lost).
 finish: finished (now, or by the same command before), superseded (it was not the present attempt's).
 cancel: cancelled, cancelling (the owner has yet to stop), over.
 withdraw: cancelled, over (it is another's turn, or was accepted after all: a worker has it, or another request).
@@ -298,14 +314,36 @@ def _claim(before: TurnState, claim: Claim, now: datetime) -> Decision:
     return Decision("busy", before)
 
 
-def _take_over(before: TurnState, claim: Claim, now: datetime) -> Decision:
-    lost = replace(
+def suspects_at_once(before: TurnState, limits: AttemptLimits) -> int | None:
+    """With how many other suspected runs the run may be at work, itself included, if its attempt is lost; None: any.
+
+    A job that kills its worker takes with it all that have no text yet. They all look alike, and would be given up
+    together: so they are kept apart before it comes to that, and who is not guilty gets on.
+    """
+    lost = _lost(before)
+    left = limits.fruitless - lost.fruitless
+    if lost.silent < SUSPECTED_FROM or left > SUSPECTED_WITH:
+        return None
+    return SUSPECTS_TOGETHER if left == SUSPECTED_WITH else 1
+
+
+def _lost(before: TurnState) -> TurnState:
+    return replace(
         before,
         longest=max(before.longest, before.held),
         fruitless=before.fruitless + (before.held <= before.longest),
+        silent=0 if before.held_attempt == before.attempt else before.silent + 1,
     )
+
+
+def _take_over(before: TurnState, claim: Claim, now: datetime) -> Decision:
+    lost = _lost(before)
     if lost.fruitless < claim.limits.fruitless and lost.attempt - lost.attempts_before < claim.limits.attempts:
-        return Decision("granted", _next_attempt(lost, claim, now))
+        at_once = suspects_at_once(before, claim.limits)
+        if at_once is None or claim.company is None or 1 <= claim.company <= at_once:
+            return Decision("granted", _next_attempt(lost, claim, now))
+        # It has a worker, which may have to wait with it: nobody else need be found for the while.
+        return Decision("suspect", replace(before, next_check=min(now + CLAIM_CHECK, before.deadline)))
     error = RunError(code="internal", message="Every worker that took this run was lost.", retryable=True)
     return Decision("exhausted", replace(_cut(lost, error, now), dead_lettered=True))
 
@@ -481,6 +519,7 @@ def _replay(before: TurnState, replay: Replay, now: datetime) -> Decision:
         next_check=now + PUBLISH_CHECK,
         published=False,
         fruitless=0,
+        silent=0,
         attempts_before=before.attempt,
         dead_lettered=False,
         finished_at=None,

@@ -93,6 +93,10 @@ class Hands(Protocol):
         """The runs whose result is handed in, and of which the store has not said yet that they are over."""
         ...
 
+    def held(self) -> None:
+        """The store holds what was new of some answers; each of them has it noted."""
+        ...
+
     def told(self, standing: RunStanding) -> None:
         """The store has said this of a run."""
         ...
@@ -150,5 +154,6 @@ class Checkpoints:
             log.warning("checkpoint was not answered", runs=len(portion.answers), cause=type(error).__name__)
             return
         note_held(portion, standings)
+        self._hands.held()
         for standing in standings.runs:
             self._hands.told(standing)

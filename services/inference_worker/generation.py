@@ -9,10 +9,11 @@ from typing import Any
 import structlog
 from prometheus_client import Counter, Gauge
 
-from services.inference_worker.continuation import best_known
+from services.inference_worker.continuation import Beginning, best_known
 from services.inference_worker.models import Models
 from services.inference_worker.outbound import Answer, Outbound
 from services.inference_worker.providers import ProviderUnreachable
+from services.inference_worker.quarantine import Quarantine
 from services.inference_worker.reading import OUTPUT_MAX_CODE_POINTS, Limits, read
 from services.inference_worker.runs import Ending, Run
 from shared.backoff import pauses
@@ -36,6 +37,8 @@ NEWCOMER_FOR_S = 5.0
 TEXTS_WAIT_S = 1.0
 """For what subscribers have of an answer beyond what the store has. All of them answer at once, so that only one that
 is gone costs the time; one that was too busy would show its readers a seam."""
+SUSPECTED_FOR_S = 5.0
+"""So long at most a run is taken to be about to kill its worker, that does not show by its text that it is not."""
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 5.0
 
@@ -53,6 +56,7 @@ class Generation:
         self._outbound = outbound
         self._limits = limits
         self._runs: dict[str, Run] = {}
+        self._quarantine = Quarantine()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -91,6 +95,12 @@ class Generation:
     def finished(self) -> Sequence[str]:
         """The runs whose result is handed in, and of which the store has not said yet that they are over."""
         return [run_id for run_id, run in self._runs.items() if run.finished]
+
+    def held(self) -> None:
+        """Lets suspected runs out of quarantine that have shown by their text that they do no harm."""
+        for run in self._runs.values():
+            if run.place is not None and run.has_got_on:
+                run.leave_quarantine()
 
     def told(self, standing: RunStanding) -> None:
         """Does what the store says of a run in its answer to a checkpoint."""
@@ -132,6 +142,7 @@ class Generation:
             self._forget(run)
             await self._settle(run, reject=True)
         finally:
+            run.leave_quarantine()
             await self._close_upstream(run)
 
     async def _claim_and_answer(self, run: Run) -> None:
@@ -146,6 +157,8 @@ class Generation:
             asked_at = self._loop.time()
             await asyncio.sleep(REDELIVERY_WAIT_S)
             verdict = await self._claim(run, asked_at)
+        while verdict.verdict == "suspect":
+            verdict = await self._claim_as_suspect(run, verdict.at_once)
         if verdict.verdict == "granted":
             crashpoint("after_claim")
             await self._begin(run, verdict)
@@ -160,6 +173,18 @@ class Generation:
         self._forget(run)
         await self._settle(run)
 
+    async def _claim_as_suspect(self, run: Run, at_once: int) -> ClaimVerdict:
+        """Waits until it is one of few that may kill this worker, and claims the run then."""
+        log.warning("run may have killed its workers", run_id=run.job.run_id, at_once=at_once)
+        await self._close_upstream(run)
+        run.go_on_from(Beginning())
+        run.leave_quarantine()
+        run.place = await self._quarantine.enter(at_once)
+        verdict = await self._claim(run, run.first.received_at)
+        if verdict.verdict == "granted":
+            self._loop.call_later(SUSPECTED_FOR_S, run.leave_quarantine)
+        return verdict
+
     async def _claim(self, run: Run, waited_since: float) -> ClaimVerdict:
         """Asks the store until it answers, for as long as that takes: only its answer says what becomes of the job."""
         pausing = pauses(RETRY_FIRST_S, RETRY_MAX_S)
@@ -172,6 +197,7 @@ class Generation:
                 redelivered=run.first.redelivered,
                 waited_ms=int(waited * 1000),
                 continuation=run.model.continuation,
+                company=run.place.company if run.place else 0,
             )
             try:
                 return await self._broker.call(claim)

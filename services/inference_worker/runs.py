@@ -7,6 +7,7 @@ from typing import Literal
 from services.inference_worker.continuation import CHARACTERS_PER_TOKEN, Beginning
 from services.inference_worker.models import Model
 from services.inference_worker.outbound import Answer
+from services.inference_worker.quarantine import Place
 from shared.broker import Delivery
 from shared.contracts.jobs import AttachRun, GenerateReply
 from shared.contracts.problems import RunError
@@ -37,6 +38,8 @@ class Run:
     """Who attached before the claim was answered, and how."""
     beginning: Beginning = field(default_factory=Beginning)
     reading: asyncio.Task[Ending] | None = None
+    place: Place | None = None
+    """Among the suspected runs, until it has shown that it does no harm."""
     cancelled: bool = False
     ousted: bool = False
     """The store has given the run to another worker, or ended it: whatever comes of it here is of no use."""
@@ -62,6 +65,17 @@ class Run:
         self.answer.tokens = beginning.tokens
         self.answer.held = beginning.held
         self.reading = None
+
+    @property
+    def has_got_on(self) -> bool:
+        """The store holds text of this very attempt, so that it cannot be lost in vain any more."""
+        return self.answer.held > self.answer.base
+
+    def leave_quarantine(self) -> None:
+        """It is suspected no more, if it was."""
+        if self.place is not None:
+            self.place.leave()
+            self.place = None
 
     def cut(self, error: RunError, usage: Usage | None = None) -> Ending:
         """The ending of an answer that the model has not ended."""

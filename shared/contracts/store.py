@@ -201,9 +201,14 @@ class CancelTurn(Request[Run]):
 
 
 class ClaimVerdict(Contract):
-    """May the worker answer the run? Only `granted` carries the rest. `busy`: another has it; `over`: it has ended."""
+    """May the worker answer the run? Only `granted` carries the rest. `busy`: another has it; `over`: it has ended.
 
-    verdict: Literal["granted", "busy", "over"]
+    `suspect`: perhaps it was what killed its workers; it is to be claimed again, as one of at most `at_once` such runs
+    that the worker has at a time.
+    """
+
+    verdict: Literal["granted", "busy", "over", "suspect"]
+    at_once: int = 0
     attempt: int = 0
     subscribers: Annotated[tuple[Key, ...], Field(strict=False)] = ()
     text: str = ""
@@ -225,6 +230,9 @@ class ClaimRun(Request[ClaimVerdict]):
     """How long the worker has held the job."""
     continuation: Continuation = "restart"
     """Of the model that the worker would ask."""
+    company: int | None = None
+    """With so many suspected runs the worker would be at work then, this one included; 0 if it has not been said yet
+    that this is one. None from a worker of the release before, which knows of no such verdict."""
 
 
 class RunProgress(Contract):

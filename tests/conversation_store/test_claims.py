@@ -68,6 +68,20 @@ async def test_job_that_came_again_is_no_reason_for_a_take_over_while_its_owner_
     assert (claim.verdict, claim.attempt) == ("granted", 2)
 
 
+async def test_run_that_may_kill_its_workers_is_claimed_apart_from_others(
+    around: Surroundings, documents: Database
+) -> None:
+    command = await begun(around, documents, BEGINNING)
+    # As if the text were an earlier attempt's, and the last ones had come to nothing.
+    lost = {"longest": len(BEGINNING), "fruitless": 3, "silent": 3, "held_attempt": 0}
+    await documents.turns.update_one({"_id": command.run_id}, {"$set": lost, "$inc": {"revision": 1}})
+    for company, verdict in ((0, "suspect"), (2, "suspect"), (1, "granted")):
+        claim = claim_run(command.run_id, "w2", company=company)
+        told = await around.worker.call(claim)
+        is_granted = verdict == "granted"
+        assert (told.verdict, told.at_once, told.attempt) == (verdict, 1 - is_granted, 2 * is_granted)
+
+
 async def test_checkpoint_tells_what_has_become_of_the_runs(around: Surroundings, documents: Database) -> None:
     command = await begun(around, documents, BEGINNING)
     await around.api.call(CancelTurn(tenant=TENANT, run_id=command.run_id))

@@ -13,6 +13,7 @@ from services.conversation_store.turns import (
     LEASE,
     OVERDUE,
     PUBLISH_CHECK,
+    SUSPECTS_TOGETHER,
     TAKEOVER_CHECK,
     Adopt,
     AttemptLimits,
@@ -29,6 +30,7 @@ from services.conversation_store.turns import (
     Watch,
     Withdraw,
     decide,
+    suspects_at_once,
 )
 from shared.contracts.problems import RunError
 from shared.contracts.resources import RunStatus, TerminalStatus
@@ -214,6 +216,27 @@ def test_run_that_loses_its_workers_without_more_text_is_given_up() -> None:
     # The second and the third had more to show than any before them.
     assert (verdicts, state.fruitless) == (["granted"] * 7 + ["exhausted"], 5)
     assert (state.status, state.dead_lettered) == ("incomplete", True)
+
+
+def test_run_that_may_kill_its_workers_is_granted_to_one_that_keeps_it_apart() -> None:
+    asking = replace(claim("w2", "m2"), company=0)
+    for silent, bound in ((0, None), (1, None), (2, SUSPECTS_TOGETHER), (3, 1)):
+        attempt = silent + 2
+        lost = running(4, longest=4, fruitless=silent, silent=silent, attempt=attempt, bases=(0,) * attempt)
+        decision = decide(lost, asking, NOW + LEASE)
+        assert suspects_at_once(lost, asking.limits) == bound
+        # A worker of the release before knows of no such thing.
+        assert decide(lost, claim("w2", "m2"), NOW + LEASE).verdict == "granted"
+        if bound is None:
+            assert decision.verdict == "granted"
+            continue
+        assert decision == Decision("suspect", replace(lost, next_check=NOW + LEASE + CLAIM_CHECK))
+        assert decide(lost, replace(asking, company=bound + 1), NOW + LEASE).verdict == "suspect"
+        apart = decide(decision.after, replace(asking, company=bound), NOW + LEASE)
+        assert (apart.verdict, apart.after.fruitless, apart.after.silent) == ("granted", silent + 1, silent + 1)
+        # One that was lost with some text of its own has shown that it is not what kills.
+        spoke = decide(replace(lost, held_attempt=attempt), asking, NOW + LEASE)
+        assert (spoke.verdict, spoke.after.silent) == ("granted", 0)
 
 
 def test_run_is_given_up_after_so_many_attempts_whatever_text_they_left() -> None:

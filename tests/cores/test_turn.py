@@ -13,6 +13,7 @@ from services.conversation_store.turns import (
     CLAIM_CHECK,
     LEASE,
     OVERDUE,
+    SUSPECTS_TOGETHER,
     AttemptLimits,
     Bury,
     Cancel,
@@ -28,6 +29,7 @@ from services.conversation_store.turns import (
     Watch,
     Withdraw,
     decide,
+    suspects_at_once,
 )
 from shared.contracts.problems import RunError
 from shared.contracts.resources import RunStatus, TerminalStatus
@@ -67,11 +69,13 @@ class Counted:
 
     attempts: int = 0
     fruitless: int = 0
+    silent: int = 0
     longest: int = 0
     """The most text that was there when an attempt was lost."""
 
-    def lost(self, held: int) -> None:
+    def lost(self, held: int, *, has_spoken: bool) -> None:
         self.fruitless += held <= self.longest
+        self.silent = 0 if has_spoken else self.silent + 1
         self.longest = max(self.longest, held)
 
 
@@ -134,9 +138,21 @@ class TurnLives(RuleBasedStateMachine):
         redelivered=st.booleans(),
         waited=st.sampled_from([1.2, 2.0]),
         continues=st.booleans(),
+        company=st.sampled_from([None, 0, 1, 2, SUSPECTS_TOGETHER, SUSPECTS_TOGETHER + 1]),
     )
-    def claim(self, *, by: int, worker: str, message: str, redelivered: bool, waited: float, continues: bool) -> None:
-        self.send(by, Claim(worker, message, redelivered, timedelta(seconds=waited), continues, self.limits))
+    def claim(
+        self,
+        *,
+        by: int,
+        worker: str,
+        message: str,
+        redelivered: bool,
+        waited: float,
+        continues: bool,
+        company: int | None,
+    ) -> None:
+        waiting = timedelta(seconds=waited)
+        self.send(by, Claim(worker, message, redelivered, waiting, continues, self.limits, company))
 
     @precondition(lambda self: self.state.owner is not None)
     @rule(by=STORES, message=MESSAGES, seconds=SECONDS)
@@ -161,6 +177,14 @@ class TurnLives(RuleBasedStateMachine):
     @rule(by=STORES, deaths=st.lists(st.tuples(COUNTS, COUNTS, st.booleans()), min_size=1, max_size=3))
     def owners_die_and_other_workers_claim(self, by: int, deaths: list[tuple[int, int, bool]]) -> None:
         """Each time with so much text that the store has, and so much that only readers have."""
+        self.die(by, deaths, company=None)
+
+    @precondition(lambda self: self.state.status == "running")
+    @rule(by=STORES, deaths=st.integers(1, 5), company=st.sampled_from([0, 1, 2, SUSPECTS_TOGETHER + 1]))
+    def owners_die_of_it_until_it_is_suspected(self, by: int, deaths: int, company: int) -> None:
+        self.die(by, [(0, 0, True)] * deaths, company)
+
+    def die(self, by: int, deaths: list[tuple[int, int, bool]], company: int | None) -> None:
         for saved, unsaved, continues in deaths:
             if self.state.status == "running":
                 self.generate(saved, 0)
@@ -168,7 +192,7 @@ class TurnLives(RuleBasedStateMachine):
                 self.generate(unsaved, 0)
                 self.now += LEASE
                 worker = "w1" if self.state.owner != "w1" else "w2"
-                self.send(by, Claim(worker, "m3", False, NO_TIME, continues, self.limits))
+                self.send(by, Claim(worker, "m3", False, NO_TIME, continues, self.limits, company))
 
     @precondition(lambda self: len(self.attempts) > 1)
     @rule(count=COUNTS)
@@ -331,18 +355,29 @@ class TurnLives(RuleBasedStateMachine):
 
     def check_claim(self, before: TurnState, claim: Claim, verdict: Verdict) -> None:
         after = self.state
-        is_taken_over = (
-            before.owner is not None and verdict in ("granted", "exhausted") and claim.worker != before.owner
-        )
+        is_lost = before.owner is not None and verdict in ("granted", "exhausted", "suspect")
+        is_taken_over = is_lost and claim.worker != before.owner
         if is_taken_over:
             assert before.status == "running"
             assert before.renewed_at is not None
             silent = self.now - before.renewed_at
             is_same_message = claim.redelivered and claim.job_message_id == before.job_message_id
             assert silent >= LEASE or (is_same_message and silent >= claim.waited), "a live owner lost its run"
-            self.counted.lost(before.held)
-            too_many = self.counted.attempts >= self.limits.attempts or self.counted.fruitless >= self.limits.fruitless
+            counted = replace(self.counted)
+            counted.lost(before.held, has_spoken=before.held_attempt == before.attempt)
+            left = self.limits.fruitless - counted.fruitless
+            too_many = counted.attempts >= self.limits.attempts or left <= 0
             assert (verdict == "exhausted") == too_many
+            at_once = (SUSPECTS_TOGETHER if left == 2 else 1) if counted.silent > 1 and left <= 2 else None
+            is_apart = claim.company is None or at_once is None or 0 < claim.company <= at_once
+            assert too_many or (verdict == "suspect") != is_apart
+            if verdict == "suspect":
+                assert suspects_at_once(before, self.limits) == at_once
+                assert replace(after, next_check=before.next_check) == before, "a claim that was not granted counts"
+                assert after.next_check is not None
+                assert self.now < after.next_check or after.next_check == after.deadline
+            else:
+                self.counted = counted
         if verdict == "granted":
             assert after.owner == claim.worker
             assert self.now < after.deadline + OVERDUE, "nobody may begin what should be over long ago"
@@ -352,7 +387,7 @@ class TurnLives(RuleBasedStateMachine):
                 self.attempts.append(Attempt(claim.worker, base, self.document.checkpoint[:base], claim.continues))
                 self.counted.attempts += 1
             self.check_that_the_owner_is_left_alone()
-        elif verdict != "exhausted":
+        elif verdict not in ("exhausted", "suspect"):
             assert after == before
 
     def check_that_the_owner_is_left_alone(self) -> None:
@@ -377,7 +412,7 @@ class TurnLives(RuleBasedStateMachine):
         assert is_wanted or self.state == before
         if is_wanted:
             assert verdict == "replayed"
-            self.counted.attempts = self.counted.fruitless = 0
+            self.counted.attempts = self.counted.fruitless = self.counted.silent = 0
 
     def check_end(self, decision: Decision) -> None:
         after, result, output = self.state, decision.after.result, self.document.output

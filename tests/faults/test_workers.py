@@ -93,6 +93,38 @@ def goes_on_unless_poisoned(history: History) -> bool:
     return not history.script.tag.endswith("poison") and goes_on(history)
 
 
+@pytest.mark.timeout(300)
+async def test_neighbours_of_a_job_that_kills_its_workers_complete_though_none_had_any_text(
+    house: OpenHouse, row: Row, tag: str
+) -> None:
+    parley = await house(api=2, store=2, worker=2)
+    poison = Script(tag=f"{tag}poison", tokens=30, first_s=5)
+    neighbours = [
+        Script(tag=f"{tag}n{number}", tokens=20, first_s=1.0, drip_s=0.1, prefill=script.prefill)
+        for number, script in enumerate(scripts(tag, 20, 20, 0.1))
+    ]
+    killing = asyncio.create_task(kill_whoever_asks(parley, poison.tag))
+    async with parley.patient() as patient, crowd(parley, neighbours, models=ALL) as running:
+        died = await patient.ask(poison)
+        assert died.run_id is not None
+        killing.cancel()
+        await asyncio.wait({killing})
+    calls = len(parley.stack.upstream.requests(poison.tag))
+    row.notes.append(f"{died.status} after {calls} attempts; {len(parley.supervisor.deaths)} workers died of it")
+    assert died.status == "failed"
+    assert 0 < calls <= ATTEMPTS_MAX
+    (letter,) = await parley.dead_letters()
+    assert letter["run_id"] == died.run_id
+    await conclude(
+        parley,
+        row,
+        [*running.patient.histories, died],
+        append_only=goes_on_unless_poisoned,
+        dead={died.run_id},
+        ends=lambda history: frozenset({"failed" if history is died else "completed"}),
+    )
+
+
 async def checkpointed(parley: House, count: int) -> None:
     """Returns once the database holds some text of so many runs that are not over."""
     async with asyncio.timeout(30):

@@ -320,6 +320,65 @@ async def test_subscriber_that_attaches_during_the_claim_keeps_what_the_attempt_
     assert [(start.attempt, start.offset) for start in starts] == [(2, len(shown))]
 
 
+async def test_runs_that_may_kill_the_worker_are_at_work_a_few_at_a_time(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each until the store holds some of its text, or until it has ended."""
+    monkeypatch.setattr(generation, "SUSPECTED_FOR_S", 60.0)
+    scripts = [Script(tag=f"suspect{number}", tokens=9, hold_after=3 if number % 2 else -1) for number in range(6)]
+    bounds = dict(zip([script.model for script in scripts], [2, 2, 2, 1, 2, 2], strict=True))
+    asked = {(one := job(script)).run_id: one for script in scripts}
+    shown: set[str] = set()
+    granted: list[tuple[str, int]] = []
+
+    async def decide(claim: ClaimRun) -> ClaimVerdict:
+        at_once = bounds[asked[claim.run_id].model]
+        if not claim.company or claim.company > at_once:
+            return ClaimVerdict(verdict="suspect", at_once=at_once)
+        together = [run_id for run_id, _ in granted if run_id not in shown]
+        assert len(together) < at_once, "too many at a time"
+        granted.append((claim.run_id, claim.company))
+        return await stage.grant(claim)
+
+    async def judge(checkpoint: Checkpoint) -> Standings:
+        shown.update(run.run_id for run in checkpoint.runs if run.text)
+        shown.update(checkpoint.finished)
+        return await stage.keep(checkpoint)
+
+    stage.decide, stage.judge = decide, judge
+    async with stage.worker():
+        for one in asked.values():
+            await stage.store.publish(one)
+        await stage.until(lambda: len(granted) == 6)
+        for script in scripts:
+            await stage.upstream.gate(script.tag).open()
+        for run_id in asked:
+            assert (await stage.finished(run_id)).status == "completed"
+    assert {company for _, company in granted} == {1, 2}
+    assert [claim.company for claim in stage.claims].count(0) == 6
+
+
+async def test_suspected_run_that_is_silent_keeps_others_waiting_for_a_while_only(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "SUSPECTED_FOR_S", 0.7)
+    silent, other = job(Script(tag="silent", hold_after=0)), job(Script(tag="other"))
+
+    async def decide(claim: ClaimRun) -> ClaimVerdict:
+        if claim.company != 1:
+            return ClaimVerdict(verdict="suspect", at_once=1)
+        return await stage.grant(claim)
+
+    stage.decide = decide
+    async with stage.worker():
+        await stage.store.publish(silent)
+        await stage.claimed(2)
+        await stage.store.publish(other)
+        assert (await stage.finished(other.run_id)).status == "completed"
+        await stage.upstream.gate("silent").open()
+        assert (await stage.finished(silent.run_id)).status == "completed"
+
+
 async def test_text_of_a_subscriber_that_has_left_the_checkpoint_is_not_gone_on_from(
     stage: Stage, prefilling: Path
 ) -> None:
