@@ -275,6 +275,8 @@ def new_turn(
         "next_check": now + PUBLISH_CHECK,
         "published": False,
     }
+    if waits and command.on_busy == "interrupt":
+        document["interrupts"] = True
     if (conversation_id := conversation_of(command)) is not None:
         # Left out and not null where there is none: the unique indexes hold what exists.
         document |= {"conversation_id": conversation_id, "seq": seq}

@@ -109,7 +109,7 @@ class Endings:
     def make_way(self, turn: Turn) -> None:
         """The turn keeps its conversation busy no longer: if another one waits behind it, that one is next."""
         if turn.state().followed and turn.conversation_id is not None:
-            self._background.start(self._promote(turn.conversation_id))
+            self._background.start(self._hand_over(turn.conversation_id))
 
     async def cancel(self, run_id: str, *, tenant: str | None = None, patience: float | None = None) -> Applied | None:
         """Stops a run, in whatever state it is; None if there is none, or none of `tenant`'s. May be repeated.
@@ -160,9 +160,20 @@ class Endings:
             # It is decided all the same: the owner hears of it with its next checkpoint, or is gone.
             log.warning("owner not told of the cancel", run_id=run_id, cause=type(error).__name__)
 
-    async def _promote(self, conversation_id: str) -> None:
+    async def hand_over(self, conversation_id: str, *, patience: float | None = None) -> None:
+        """The turn that has waited longest is answered next; before that, whatever one of them was to interrupt stops.
+
+        May be called at any time, by anybody. Raises ServiceError(unavailable), see `cancel`; then a sweeper will call
+        it.
+        """
+        seq = await self._repository.waiting.interrupting(conversation_id)
+        if seq is not None:
+            await self.cancel_all(conversation_id, before_seq=seq, patience=patience)
+        await self._jobs.promote(conversation_id)
+
+    async def _hand_over(self, conversation_id: str) -> None:
         try:
-            await self._jobs.promote(conversation_id)
+            await self.hand_over(conversation_id)
         except ServiceError as error:
             log.warning("hand-over is left to the sweeper", conversation_id=conversation_id, cause=error.problem.detail)
 

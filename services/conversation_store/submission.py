@@ -270,16 +270,14 @@ class Submissions:
         return TurnAccepted(run=run)
 
     async def _take_place(self, turn: Turn, command: SubmitTurn) -> None:
-        """Of a turn that waits: cancels the turns before it if it was to interrupt, and sees that it is promoted."""
+        """Of a turn that waits: has the turns before it cancelled if it was to interrupt, and sees that it is next."""
         conversation_id = conversation_of(command)
         if conversation_id is None:
             return
         waits = pauses(0.1, 2.0)
         while present() < turn.deadline:
             try:
-                if command.on_busy == "interrupt":
-                    await self._endings.cancel_all(conversation_id, before_seq=turn.seq)
-                await self._jobs.promote(conversation_id)
+                await self._endings.hand_over(conversation_id)
             except ServiceError as error:
                 log.warning("waiting turn has not taken its place", run_id=turn.id, cause=error.problem.detail)
                 await asyncio.sleep(next(waits))

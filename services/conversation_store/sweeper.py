@@ -177,7 +177,7 @@ class Sweeper:
                     log.info("job published again", run_id=run_id, attempt=turn.state().attempt)
                     await self._jobs.publish_again(run_id)
                 case "promote" if turn.conversation_id is not None:
-                    await self._jobs.promote(turn.conversation_id)
+                    await self._endings.hand_over(turn.conversation_id, patience=CANCEL_PATIENCE_S)
                 case "ended":
                     log.warning("run ended by a sweep", run_id=run_id, status=turn.state().status)
                     await self._endings.ended(turn)

@@ -86,6 +86,14 @@ async def run(around: Surroundings, command: SubmitTurn) -> Run:
     return await around.api.call(GetRun(tenant=TENANT, run_id=command.run_id), timeout=DEADLINE_S)
 
 
+async def reached(around: Surroundings, command: SubmitTurn, status: str) -> Run:
+    """The run, once it is in that state."""
+    async with asyncio.timeout(DEADLINE_S):
+        while (now := await run(around, command)).status != status:
+            await asyncio.sleep(0.02)
+    return now
+
+
 async def test_turn_that_was_committed_and_not_published_is_published(
     around: Surroundings, documents: Database
 ) -> None:
@@ -266,6 +274,33 @@ async def test_what_came_into_a_conversation_while_it_was_deleted_is_removed_a_m
 
 
 # When it holds back.
+
+
+@pytest.mark.parametrize("found_by", ["a sweep", "the end of the run before it"])
+async def test_interruption_that_a_store_died_in_is_made_good(
+    around: Surroundings, documents: Database, found_by: str
+) -> None:
+    conversation_id = (await around.api.call(create_conversation())).id
+    active, other, urgent = (
+        submit_turn(f"q{n}", conversation_id=conversation_id, on_busy=on_busy)
+        for n, on_busy in enumerate(("reject", "enqueue", "interrupt"))
+    )
+    await around.api.call(active)
+    await around.worker.call(claim_run(active.run_id))
+    is_swept = found_by == "a sweep"
+    due = {} if is_swept else {"next_check": in_seconds(60)}
+    await insert(
+        documents,
+        *(left_undone(turn, seq, waits=True, **due) for seq, turn in ((2, other), (3, urgent))),
+    )
+    if is_swept:
+        await reached(around, active, "cancelling")
+    else:
+        # The mark that the dead store had left.
+        await documents.turns.update_one({"_id": active.run_id}, {"$set": {"followed": True}, "$inc": {"revision": 1}})
+    await around.worker.publish(finish_run(active.run_id))
+    await reached(around, urgent, "queued")
+    assert (await reached(around, other, "cancelled")).attempt == 0
 
 
 def test_calm_is_over_with_every_trouble_and_back_when_none_came_for_long_enough() -> None:

@@ -26,6 +26,14 @@ class Waiting:
             found = await self._turns.find_one(_waiting(conversation_id), {"_id": 1}, sort=[("seq", ASCENDING)])
         return None if found is None else str(found["_id"])
 
+    async def interrupting(self, conversation_id: str) -> int | None:
+        """The place of the last turn that waits there and was to interrupt all before it; None if none was."""
+        with asking():
+            found = await self._turns.find_one(
+                {**_waiting(conversation_id), "interrupts": True}, {"seq": 1}, sort=[("seq", DESCENDING)]
+            )
+        return None if found is None else int(found["seq"])
+
     async def follow(self, conversation_id: str) -> bool:
         """Marks the conversation's active turn as followed by another; False if none is active.
 
