@@ -58,9 +58,14 @@ def best_known(verdict: ClaimVerdict, told: Iterable[SubscriberText]) -> Beginni
 
 @dataclass(eq=False)
 class Habit:
-    """What a model server was seen to do. `repeats`: it sends the beginning of an answer again; None if unknown."""
+    """What a model server was seen to do; None if unknown.
+
+    repeats: it sends the beginning of an answer again. trims: it drops white space at the end of that first, so that
+    its model says this once more.
+    """
 
     repeats: bool | None = None
+    trims: bool | None = None
 
 
 class Seam:
@@ -79,7 +84,8 @@ class Seam:
         # A model may well say again what is short, or what it has said twice already.
         head = beginning[self._from :][:TELLING_CODE_POINTS]
         self._is_telling = len(head) == TELLING_CODE_POINTS and beginning.find(head, self._from + 1) < 0
-        self.is_closed = self._from >= self._to or (habit.repeats is False and not self._is_telling)
+        self._is_looking = habit.repeats is not False or self._is_telling
+        self.is_closed = self._from >= self._to or not (self._is_looking or beginning[self._to :])
         """All that comes now follows the beginning."""
 
     def take(self, text: str) -> str:
@@ -90,25 +96,48 @@ class Seam:
             stripped = text.lstrip()
             self._lead += text[: len(text) - len(stripped)]
             text = stripped
-        repeated = self._beginning[self._reached : self._reached + len(text)]
-        if not text.startswith(repeated):
-            repeated = self._beginning[self._reached : self._to]
-            if not text.startswith(repeated):
-                self._habit.repeats = False
-                return self._held_back() + text
-        self._reached += len(repeated)
-        self.is_closed = self._reached == len(self._beginning) or len(repeated) < len(text)
+        if not self._is_looking:
+            return self._held_back() + text if text else ""
+        repeated = _alike(self._beginning[self._reached : self._reached + len(text)], text)
+        if repeated < len(text) and self._reached + repeated < self._to:
+            self._habit.repeats = False
+            return self._held_back() + text
+        self._reached += repeated
+        self.is_closed = self._reached == len(self._beginning) or repeated < len(text)
         if self._reached >= self._to and self._is_telling:
             self._habit.repeats = True
-        return text[len(repeated) :]
+        return text[repeated:]
 
     def end(self, *, is_whole: bool) -> str:
         """What was held back of the answer, if there is no more. is_whole: the model has ended it of its own accord."""
-        if self.is_closed or self._reached >= self._to:
+        if self.is_closed or self._reached >= self._to or not (self._lead or self._reached > self._from):
             return ""
         # A server that repeats would have repeated all of it before it came to an end.
         return self._held_back() if is_whole or self._habit.repeats is False else ""
 
     def _held_back(self) -> str:
         self.is_closed = True
-        return self._lead + self._beginning[self._from : self._reached]
+        return self._new_of_the_lead() + self._beginning[self._from : self._reached]
+
+    def _new_of_the_lead(self) -> str:
+        """What the white space at the start of a continuation adds to that at the end of the beginning.
+
+        A server that trims has its model say all of that again. One that does not is known by a model that goes on
+        with a word.
+        """
+        lead, trimmed, habit = self._lead, self._beginning[self._to :], self._habit
+        if not trimmed:
+            return lead
+        if not lead:
+            habit.trims = False
+        elif habit.trims is None and lead.startswith(trimmed):
+            habit.trims = True
+        return lead[_alike(lead, trimmed) :] if habit.trims else lead
+
+
+def _alike(one: str, other: str) -> int:
+    """How many code points two texts have in common at their beginning."""
+    if other.startswith(one):
+        return len(one)
+    pairs = zip(one, other, strict=False)
+    return next((place for place, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))

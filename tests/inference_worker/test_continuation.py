@@ -40,14 +40,53 @@ def test_what_a_server_that_repeats_sends_first_is_dropped(beginning: str, rest:
 def test_a_server_that_is_known_to_go_on_loses_nothing(beginning: str, rest: str, data: st.DataObject) -> None:
     head = beginning.lstrip()[:TELLING_CODE_POINTS]
     if not rest.lstrip().startswith(head) or len(head) < TELLING_CODE_POINTS:
-        assert joined(beginning, cut(rest, data), Habit(repeats=False)) == rest
+        assert joined(beginning, cut(rest, data), Habit(repeats=False, trims=False)) == rest
+
+
+SPACE = st.sampled_from(["", " ", "\n", "\n\n", "\n    ", " \u2003"])
+WORDS = st.sampled_from(["now", "then, or later", LONG.rstrip()])
+
+
+@given(words=WORDS, space=SPACE, rest=WORDS, knows=st.booleans(), is_known=st.booleans(), data=st.data())
+def test_white_space_that_a_server_trims_and_its_model_says_again_is_not_doubled(
+    *, words: str, space: str, rest: str, knows: bool, is_known: bool, data: st.DataObject
+) -> None:
+    habit = Habit(repeats=False if is_known else None, trims=True if knows else None)
+    if rest.startswith(words[:TELLING_CODE_POINTS]) or words.startswith(rest):
+        return
+    assert joined(words + space, cut(space + rest, data), habit) == rest
+    # Its model may say less of it.
+    if space and knows:
+        said = data.draw(st.sampled_from([space, space[:1]]))
+        assert joined(words + space, cut(said + rest, data), habit) == rest
+
+
+@given(words=WORDS, space=SPACE, rest=WORDS, is_known=st.booleans(), data=st.data())
+def test_white_space_after_that_of_a_server_that_does_not_trim_is_kept(
+    words: str, space: str, rest: str, is_known: bool, data: st.DataObject
+) -> None:
+    habit = Habit(repeats=False if is_known else None)
+    if rest.startswith(words[:TELLING_CODE_POINTS]) or words.startswith(rest):
+        return
+    # It shows what it is as soon as its model goes on with a word where there was white space.
+    assert joined(words + " ", cut(rest, data), habit) == rest
+    assert habit.trims is False
+    assert joined(words + space, cut(space + rest, data), habit) == space + rest
+
+
+@given(words=WORDS, space=SPACE, said=SPACE, rest=WORDS, data=st.data())
+def test_white_space_after_a_repetition_counts_as_far_as_it_is_new(
+    *, words: str, space: str, said: str, rest: str, data: st.DataObject
+) -> None:
+    alike = next(length for length in range(len(said), -1, -1) if space.startswith(said[:length]))
+    assert joined(words + space, cut(words + said + rest, data), Habit(repeats=True)) == said[alike:] + rest
 
 
 @given(beginning=TEXT, rest=TEXT, data=st.data())
 def test_an_answer_that_differs_from_its_beginning_is_shown_whole(
     beginning: str, rest: str, data: st.DataObject
 ) -> None:
-    habit = Habit()
+    habit = Habit(trims=False)
     if not rest.lstrip().startswith(beginning.strip()):
         assert joined(beginning, cut(rest, data), habit) == rest
     if rest.strip() and beginning.strip() and rest.lstrip()[0] != beginning.lstrip()[0]:
