@@ -146,21 +146,22 @@ class Runs:
             is_sent_away = self._streams.leaving or isinstance(error, CutOff)
             is_out_of_reach = isinstance(request.content.exception(), TimeoutError)
             if submit.on_disconnect == "cancel" and not is_sent_away and not is_out_of_reach:
-                self._start(self._abandon(submit.turn.tenant, accepting))
+                self._start(self._abandon(submit.turn, accepting))
             raise
 
-    async def _abandon(self, tenant: str, accepting: asyncio.Task[TurnAccepted]) -> None:
-        """Stops the run that a client has left, unless somebody else here waits for it."""
+    async def _abandon(self, turn: SubmitTurn, accepting: asyncio.Task[TurnAccepted]) -> None:
+        """Stops the run that a client has made and left, unless somebody else here waits for it."""
         try:
             run_id = (await accepting).run.id
         except (ServiceError, BrokerError):
             return
-        if self._streams.serves(run_id):
+        if run_id != turn.run_id or self._streams.serves(run_id):
+            # Of a repeated request the run is the first one's, which may be read at any replica.
             return
         give_up = self._clock() + CANCEL_PATIENCE_S
         for pause in pauses(0.2, 5.0):
             try:
-                await self._broker.call(CancelTurn(tenant=tenant, run_id=run_id))
+                await self._broker.call(CancelTurn(tenant=turn.tenant, run_id=run_id))
             except (ServiceError, BrokerError) as error:
                 is_gone = isinstance(error, ServiceError) and error.problem.code == "not_found"
                 if is_gone or self._streams.leaving or self._clock() > give_up:

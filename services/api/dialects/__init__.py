@@ -60,7 +60,7 @@ class Ask(Generic[R]):
 class Submit:
     """Have a turn answered: as a stream, as one response at the end, or in the background.
 
-    on_disconnect: what becomes of the run when the client that submitted it leaves, and nobody else here reads it.
+    on_disconnect: what becomes of the run when the client that made it leaves, and nobody else here reads it.
     """
 
     turn: SubmitTurn
