@@ -42,6 +42,8 @@ SUSPECTED_FOR_S = 5.0
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 5.0
 
+_FAULT = RunError(code="internal", message="The answer was lost to an internal fault.", retryable=True)
+
 RUNS = Counter("parley_worker_runs_total", "Runs that this worker has ended, by status.", ["status"])
 LIVE_RUNS = Gauge("parley_worker_live_runs", "Runs in this worker's hands.")
 CONTINUED = Counter("parley_worker_continued_runs_total", "Runs gone on with from the text of an earlier attempt.")
@@ -57,6 +59,8 @@ class Generation:
         self._limits = limits
         self._runs: dict[str, Run] = {}
         self._quarantine = Quarantine()
+        # Attempts whose end could not be handed in, by run: one for each fault of ours.
+        self._lost: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
 
@@ -137,7 +141,8 @@ class Generation:
         try:
             await self._claim_and_answer(run)
         except Exception:
-            # A fault of ours. The job is kept as a dead letter and does no harm to other workers; the run stays open.
+            # A fault of ours, before the run was claimed, or where not even its end could be handed in. The job is kept
+            # as a dead letter and does no harm to other workers; the run stays open.
             log.exception("run could not be handled", run_id=run.job.run_id)
             self._forget(run)
             await self._settle(run, reject=True)
@@ -159,12 +164,11 @@ class Generation:
             verdict = await self._claim(run, asked_at)
         while verdict.verdict == "suspect":
             verdict = await self._claim_as_suspect(run, verdict.at_once)
-        if verdict.verdict == "granted":
+        if verdict.verdict == "granted" and verdict.attempt > self._lost.get(run.job.run_id, 0):
             crashpoint("after_claim")
-            await self._begin(run, verdict)
-            ending = await self._ending(run)
+            ending = await self._answered(run, verdict)
             if not run.ousted:
-                await self._hand_in(run, ending)
+                await self._hand_in_somehow(run, ending)
                 await self._settle(run)
                 crashpoint("after_ack")
                 return
@@ -172,6 +176,30 @@ class Generation:
         log.info("run is not ours", run_id=run.job.run_id, verdict=verdict.verdict, attempt=verdict.attempt)
         self._forget(run)
         await self._settle(run)
+
+    async def _answered(self, run: Run, verdict: ClaimVerdict) -> Ending:
+        """The answer's end. A fault of ours ends it, too: an attempt that is claimed must come to an end, and once."""
+        try:
+            await self._begin(run, verdict)
+            return await self._ending(run)
+        except Exception:
+            log.exception("answer was lost to a fault", run_id=run.job.run_id, attempt=verdict.attempt)
+        await self._close_upstream(run)
+        if run.answer.attempt != verdict.attempt:
+            run.go_on_from(best_known(verdict, []))
+            run.answer.attempt = verdict.attempt
+        return run.cut(_FAULT)
+
+    async def _hand_in_somehow(self, run: Run, ending: Ending) -> None:
+        """Hands in the result, or if that cannot be done, that the run has failed."""
+        try:
+            await self._hand_in(run, ending)
+        except Exception:
+            # Its job may come back to this worker, which would be granted the same attempt; and that has had its text.
+            self._lost[run.job.run_id] = run.answer.attempt
+            log.exception("result could not be handed in", run_id=run.job.run_id, attempt=run.answer.attempt)
+            await self._hand_in(run, Ending(run.cut(_FAULT).status, error=_FAULT))
+            del self._lost[run.job.run_id]
 
     async def _claim_as_suspect(self, run: Run, at_once: int) -> ClaimVerdict:
         """Waits until it is one of few that may kill this worker, and claims the run then."""
@@ -271,9 +299,7 @@ class Generation:
             return run.cut(ProviderUnreachable("The connection to the model server broke.").run_error())
         if fault := reading.exception():
             log.error("answer could not be read", run_id=run.job.run_id, exc_info=fault)
-            return run.cut(
-                RunError(code="internal", message="The answer was lost to an internal fault.", retryable=True)
-            )
+            return run.cut(_FAULT)
         return reading.result()
 
     async def _hand_in(self, run: Run, ending: Ending) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from services.inference_worker import reading
+from services.inference_worker.outbound import Outbound
 from services.inference_worker.providers import Piece
 from services.inference_worker.providers.openai import OpenAIProvider
-from shared.broker import Delivery, Unroutable, open_broker
-from shared.contracts.jobs import AttachRun, CancelRun, DetachRun, GenerateReply
+from shared.broker import Broker, Delivery, Unroutable, open_broker
+from shared.contracts.base import Message
+from shared.contracts.jobs import AttachRun, CancelRun, DetachRun, FinishRun, GenerateReply
 from shared.contracts.problems import refused
 from shared.contracts.resources import Usage
 from shared.contracts.store import ClaimRun, ClaimVerdict
@@ -430,6 +432,70 @@ async def test_fault_of_our_own_ends_the_run_and_harms_no_other(stage: Stage, mo
     assert finish.error is not None
     assert finish.error.code == "internal"
     await stage.assert_no_job_is_left(job(Script()))
+
+
+async def test_fault_while_the_answer_is_begun_ends_its_attempt(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Outbound, "join", faulty)
+    asked = job(Script(tag="unbegun", tokens=5, hold_after=2))
+    async with stage.worker():
+        await stage.store.publish(asked)
+        finish = await stage.finished(asked.run_id)
+        await stage.upstream.wait_until(lambda: stage.upstream.requests("unbegun")[0].outcome == "client_left")
+    assert (finish.status, finish.attempt) in (("failed", 1), ("incomplete", 1))
+    assert finish.error is not None
+    assert (finish.error.code, finish.error.retryable) == ("internal", True)
+    assert len(stage.finishes) == 1
+    await stage.assert_no_job_is_left(job(Script()))
+
+
+def refuse_finishes(monkeypatch: pytest.MonkeyPatch, *statuses: str) -> list[str]:
+    """A fault in handing in: no result with one of these states leaves the worker. Gives the states that were tried."""
+    publish, tried = Broker.publish, list[str]()
+
+    async def faulty(self: Broker, message: Message, timeout: float = 10.0) -> None:
+        if isinstance(message, FinishRun):
+            tried.append(message.status)
+            if message.status in statuses:
+                raise ZeroDivisionError
+        await publish(self, message, timeout)
+
+    monkeypatch.setattr(Broker, "publish", faulty)
+    return tried
+
+
+async def test_result_that_cannot_be_handed_in_is_an_internal_fault_with_its_text(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_finishes(monkeypatch, "completed")
+    script = Script(tokens=5)
+    asked = job(script)
+    async with stage.worker():
+        await stage.store.publish(asked)
+        finish = await stage.finished(asked.run_id)
+    assert (finish.status, finish.output, finish.attempt) == ("incomplete", script.text, 1)
+    assert finish.error is not None
+    assert (finish.error.code, finish.error.retryable) == ("internal", True)
+    await stage.assert_no_job_is_left(job(Script()))
+
+
+async def test_attempt_whose_end_cannot_be_handed_in_is_not_generated_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = refuse_finishes(monkeypatch, "completed", "incomplete")
+    # Not so new that the model server would be asked before the claim is answered.
+    asked = job(Script(tag="once"), waited_s=5)
+    async with stage.worker():
+        await stage.store.publish(asked)
+        await stage.upstream.wait_ended("once")
+        # Whoever claims anew has forgotten it before.
+        while len(stage.claims) < 2:
+            await stage.store.publish(asked)
+            await asyncio.sleep(0.2)
+    assert tried == ["completed", "incomplete"]
+    assert len(stage.upstream.requests("once")) == 1
 
 
 async def test_cancellation_that_nobody_asked_for_is_a_broken_connection(
