@@ -64,7 +64,7 @@ def variables(text: str) -> dict[str, str]:
 def provider_fault(values: Mapping[str, str]) -> str | None:
     """What is wrong with the model provider that `values` name, and what to do; None if it may work."""
     base_url = values.get("OPENAI_BASE_URL", "")
-    if not base_url and not values.get("OPENAI_API_KEY"):
+    if not (base_url or values.get("OPENAI_API_KEY") or values.get("PARLEY_MODELS_FILE")):
         return (
             "No model provider is configured. Set in .env (or in the environment) one of\n"
             "  OPENAI_API_KEY=…                                        for OpenAI itself, or\n"

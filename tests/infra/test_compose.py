@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from infra.images.compose import ROOT, SECRETS, Container, filled, provider_fault, variables
+from services.inference_worker.models import ModelsFile
 
 EXAMPLE = (ROOT / ".env.example").read_text()
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
@@ -36,6 +37,16 @@ def test_every_variable_of_the_compose_file_is_explained_in_the_example_and_the_
     assert set(SECRETS) <= interpolated
 
 
+def test_the_models_file_of_the_environment_is_what_the_worker_reads() -> None:
+    [(source, target, access)] = re.findall(
+        r"^      - type: bind\n        source: (.*)\n        target: (.*)\n        (.*)$", COMPOSE_FILE, re.MULTILINE
+    )
+    assert f"\n      PARLEY_MODELS_FILE: {target}\n" in COMPOSE_FILE
+    # Not with a plus, which docker-compose 1.29 does not know: where none is set, there is an empty one.
+    assert (source, access) == ("${PARLEY_MODELS_FILE:-/dev/null}", "read_only: true")
+    assert ModelsFile.read("/dev/null") == ModelsFile()
+
+
 def test_every_published_port_is_on_loopback() -> None:
     # A port is published by an entry that names a container's port behind a colon.
     published = re.findall(r'"([^"]*:(?:8080|5672|15672|27017))"', COMPOSE_FILE)
@@ -64,6 +75,7 @@ def test_a_provider_that_containers_cannot_reach_is_named_before_anything_starts
     "values",
     [
         {"OPENAI_API_KEY": "sk-1"},
+        {"PARLEY_MODELS_FILE": "./models.toml"},
         {"OPENAI_BASE_URL": "http://host.docker.internal:11434/v1"},
         {"OPENAI_BASE_URL": "https://models.example.com/v1", "OPENAI_API_KEY": "x"},
     ],
