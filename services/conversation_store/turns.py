@@ -28,6 +28,10 @@ worker that hangs, until its connection breaks; and so it does in the next round
 CLAIM_CHECK = timedelta(seconds=10)
 """How long a job may go unclaimed that waits in no queue."""
 
+QUEUED_CHECK_MAX = timedelta(seconds=30)
+"""How seldom at most a turn is looked at while jobs wait. For then nobody can tell whether its own is lost; and of many
+that wait for long, each look is one in vain."""
+
 OVERDUE = timedelta(seconds=30)
 """How long after its deadline a run may still be claimed, to be ended by its worker; then no lease keeps it alive."""
 
@@ -495,7 +499,9 @@ def _sweep(before: TurnState, sweep: Sweep, now: datetime) -> Decision:
         return Decision("republish", looked_after)
     if now < is_late_at:
         return Decision("left", replace(before, next_check=min(is_late_at, before.deadline)))
-    return Decision("left", looked_after)
+    # As long again as it has waited already.
+    patience = min(max(CLAIM_CHECK, now - (is_late_at - CLAIM_CHECK)), QUEUED_CHECK_MAX)
+    return Decision("left", replace(before, next_check=min(now + patience, before.deadline)))
 
 
 def _bury(before: TurnState, now: datetime) -> Decision:

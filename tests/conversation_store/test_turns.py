@@ -13,6 +13,7 @@ from services.conversation_store.turns import (
     LEASE,
     OVERDUE,
     PUBLISH_CHECK,
+    QUEUED_CHECK_MAX,
     SUSPECTS_TOGETHER,
     TAKEOVER_CHECK,
     Adopt,
@@ -283,6 +284,21 @@ def test_sweep_publishes_what_is_unpublished_and_what_was_lost_from_the_queue() 
     # It came into the queue only now, however long it has waited for that.
     promoted = replace(published, queued_at=NOW + timedelta(seconds=5))
     assert decide(promoted, Sweep(queue_is_empty=True), NOW + timedelta(seconds=11)).verdict == "left"
+
+
+def test_sweep_looks_the_less_often_at_a_turn_the_longer_it_waits_among_others() -> None:
+    state = replace(QUEUED, published=True, next_check=NOW + CLAIM_CHECK, deadline=NOW + timedelta(hours=1))
+    looks: list[float] = []
+    while len(looks) < 5:
+        assert state.next_check is not None
+        looks.append((state.next_check - NOW).total_seconds())
+        decision = decide(state, Sweep(queue_is_empty=False), state.next_check)
+        assert decision.verdict == "left"
+        state = decision.after
+    assert looks == [10, 20, 40, 70, 100]
+    # Whatever was lost is found so soon after the last job was taken.
+    assert state.next_check == NOW + timedelta(seconds=100) + QUEUED_CHECK_MAX
+    assert decide(state, Sweep(queue_is_empty=True), state.next_check).verdict == "republish"
 
 
 def test_sweep_never_looks_again_later_than_at_the_deadline() -> None:
