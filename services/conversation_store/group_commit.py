@@ -24,7 +24,9 @@ class GroupCommit(Generic[ItemT, ResultT]):
     Lives as an async context, which on leaving commits what is pending.
 
     at_most: the items of one batch. at_once: batches that may run at the same time.
-    pause: seconds to rest after each batch, for what nobody waits for. pending_at_most: see `TooMuchPending`.
+    pause: seconds to rest after each batch, for what nobody waits for.
+    pending_at_most, bytes_at_most: see `TooMuchPending`; so many items may wait, and so many bytes of them, by `size`,
+    may be held until they are committed. One item alone may be of any size.
     """
 
     def __init__(
@@ -35,12 +37,17 @@ class GroupCommit(Generic[ItemT, ResultT]):
         at_once: int = 1,
         pause: float = 0.0,
         pending_at_most: int = 5_000,
+        bytes_at_most: int = 128 * 1024 * 1024,
+        size: Callable[[ItemT], int] | None = None,
     ) -> None:
         self._commit = commit
         self._at_most = at_most
         self._at_once = at_once
         self._pause = pause
         self._pending_at_most = pending_at_most
+        self._bytes_at_most = bytes_at_most
+        self._size = size
+        self._bytes = 0
         self._pending: deque[tuple[ItemT, asyncio.Future[ResultT]]] = deque()
         self._running = 0
         self._leaving = asyncio.Event()
@@ -64,6 +71,11 @@ class GroupCommit(Generic[ItemT, ResultT]):
         if len(self._pending) >= self._pending_at_most:
             raise TooMuchPending
         future: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
+        if self._size is not None:
+            size = self._size(item)
+            if self._bytes and self._bytes + size > self._bytes_at_most:
+                raise TooMuchPending
+            self._bytes += size
         self._pending.append((item, future))
         if self._running < self._at_once:
             self._running += 1
@@ -74,7 +86,11 @@ class GroupCommit(Generic[ItemT, ResultT]):
         try:
             while self._pending:
                 batch = [self._pending.popleft() for _ in range(min(self._at_most, len(self._pending)))]
-                await self._commit_batch(batch)
+                try:
+                    await self._commit_batch(batch)
+                finally:
+                    if self._size is not None:
+                        self._bytes -= sum(self._size(item) for item, _ in batch)
                 if self._pause:
                     await self._rest()
         finally:

@@ -113,3 +113,18 @@ async def test_group_refuses_more_than_may_wait() -> None:
         for _ in range(2):
             database.gate.release()
         assert list(await asyncio.gather(running, waiting)) == [0, 10]
+
+
+async def test_group_refuses_what_is_more_in_bytes_than_may_be_held() -> None:
+    database = Database()
+    async with GroupCommit(database.commit, bytes_at_most=10, size=lambda item: item) as group:
+        running = group.start(7)
+        await database.began.wait()
+        waiting = group.start(3)
+        with pytest.raises(TooMuchPending):
+            group.start(1)
+        for _ in range(3):
+            database.gate.release()
+        assert list(await asyncio.gather(running, waiting)) == [70, 30]
+        # What alone is too large has no better time to come than when nothing else is held.
+        assert await group.start(100) == 1000

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import partial
+from sys import getsizeof
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -30,7 +31,7 @@ from services.conversation_store.repository.database import (
     refusal,
 )
 from services.conversation_store.repository.transitions import Applied, Outcome, Transition, Transitions, Try
-from services.conversation_store.turns import Bury, Command, Promote, Replay, Sweep
+from services.conversation_store.turns import Bury, Command, Finish, Promote, Replay, Sweep
 from shared.backoff import pauses
 from shared.contracts.problems import ServiceError, refused
 from shared.contracts.store import Checkpoint, Standings
@@ -72,8 +73,8 @@ class TurnCommits:
         self._leaving = False
         self._is_in_vain = False
         self._exit = AsyncExitStack()
-        self._inserts = GroupCommit[RawBSONDocument, None](self._insert, at_once=2)
-        self._transitions = GroupCommit[Transition, Applied | None](self._apply, at_once=2)
+        self._inserts = GroupCommit[RawBSONDocument, None](self._insert, at_once=2, size=_size_of_document)
+        self._transitions = GroupCommit[Transition, Applied | None](self._apply, at_once=2, size=_size_of_output)
         # Apart from those for which a client waits: what shares a batch with these is read first.
         self._repairs = GroupCommit[Transition, Applied | None](self._apply)
         self._published = GroupCommit[str, None](self._mark_published, at_most=1000, pause=MARKS_PAUSE_S)
@@ -215,6 +216,15 @@ class TurnCommits:
         writes = [UpdateOne({"_id": id_}, {"$max": {"updated_at": at}}) for id_, at in latest.items()]
         await self._persistently("touched", len(writes), lambda: conversations.bulk_write(writes, ordered=False))
         return [None] * len(touched)
+
+
+def _size_of_document(document: RawBSONDocument) -> int:
+    return len(document.raw)
+
+
+def _size_of_output(transition: Transition) -> int:
+    """In memory, roughly; of all that is asked of turns only results are long."""
+    return getsizeof(transition.command.output) if isinstance(transition.command, Finish) else 0
 
 
 def _stopping() -> ServiceError:
