@@ -22,6 +22,7 @@ DeclareQueue = Callable[[AbstractChannel], Awaitable[AbstractQueue]]
 OnMessage = Callable[["Incoming"], None]
 
 SETTLE_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 2.0
 
 
 class Incoming:
@@ -110,10 +111,13 @@ class Consumer:
         self._on_message = on_message
         self._prefetch = prefetch
         self._stopping = False
+        self._has_left = False
+        """Nobody is there any more for what still comes."""
         self._taking: tuple[AbstractChannel, UnderlayChannel, str] | None = None
 
     async def set_up(self, connection: AbstractConnection) -> None:
         """Starts to consume on a new connection; without a prefetch, messages need no acknowledgement."""
+        self._taking = None
         if self._stopping:
             return
         channel = await self._link.open_channel(connection, publisher_confirms=False)
@@ -126,10 +130,15 @@ class Consumer:
         # By the underlying channel: aio-pika's own message class costs more than all that is done with most messages.
         consuming = await underlay.basic_consume(queue.name, self._take, no_ack=self._prefetch is None)
         self._taking = (channel, underlay, str(consuming.consumer_tag))
+        if self._has_left:
+            await self.stop()
 
     async def _take(self, source: DeliveredMessage) -> None:
         # The library makes a task of this callback and cancels it with the channel; order between messages holds only
         # up to the first await. So nothing is awaited here: the message is handed over, and this task is over.
+        if self._has_left:
+            # It goes back with the connection, which is about to end.
+            return
         incoming = Incoming(source)
         try:
             self._on_message(incoming)
@@ -142,13 +151,15 @@ class Consumer:
         """Takes no more messages; those already taken can still be settled."""
         self._stopping = True
         if self._taking is None:
+            # Perhaps it is just being set up, which a silent broker may take its time over.
+            self._has_left = True
             return
         channel, underlay, tag = self._taking
         if channel.is_closed:
             return
         try:
             with translated("stop consuming"):
-                await underlay.basic_cancel(tag, timeout=5)
+                await underlay.basic_cancel(tag, timeout=STOP_TIMEOUT_S)
         except BrokerError as error:
             log.info("consumer went with its connection", cause=str(error))
 
@@ -160,5 +171,5 @@ async def consuming(consumer: Consumer, link: Link) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await link.remove(consumer.set_up)
+        link.remove(consumer.set_up)
         await consumer.stop()

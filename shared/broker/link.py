@@ -26,7 +26,8 @@ CONNECT_TIMEOUT_S = 5.0
 SET_UP_TIMEOUT_S = 30.0
 FIRST_CONNECT_S = 30.0
 RECONNECT_S = 1.0
-CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 3.0
+CANCEL_TIMEOUT_S = 1.0
 
 SetUp = Callable[[AbstractConnection], Awaitable[None]]
 
@@ -78,10 +79,12 @@ class Link:
                         await set_up(self._connection)
             self._set_ups.append(set_up)
 
-    async def remove(self, set_up: SetUp) -> None:
-        """`set_up` will not be run again."""
-        async with self._changing:
-            self._set_ups.remove(set_up)
+    def remove(self, set_up: SetUp) -> None:
+        """`set_up` will not be run again, after what is perhaps just being done: a broker may be silent in the middle.
+
+        Not waited for, lest a stop take as long as a set-up may.
+        """
+        self._set_ups.remove(set_up)
 
     async def open_channel(self, connection: AbstractConnection, **options: Any) -> AbstractChannel:
         """A channel of `connection` whose end, for whatever reason, is the end of the connection."""
@@ -133,9 +136,8 @@ class Link:
             await connection.connect(timeout=CONNECT_TIMEOUT_S)
             # Before the set-ups: what they consume may arrive while the others still run.
             self.since = asyncio.get_running_loop().time()
-            async with self._changing, asyncio.timeout(SET_UP_TIMEOUT_S):
-                for set_up in self._set_ups:
-                    await set_up(connection)
+            async with self._changing:
+                await self._set_up(connection)
                 self._connection = connection
             _obey_cancellation()
             if not self._broken.is_set():
@@ -148,6 +150,23 @@ class Link:
             self._up.clear()
             self._connection = None
             await self._close(connection)
+
+    async def _set_up(self, connection: AbstractConnection) -> None:
+        """Runs all set-ups. Cancelled, it gives them a moment to end: what they would close, the broker must answer."""
+        setting_up = asyncio.ensure_future(self._run_set_ups(connection))
+        try:
+            await asyncio.shield(setting_up)
+        except asyncio.CancelledError:
+            setting_up.cancel()
+            await asyncio.wait((setting_up,), timeout=CANCEL_TIMEOUT_S)
+            setting_up.add_done_callback(_looked_at)
+            raise
+
+    async def _run_set_ups(self, connection: AbstractConnection) -> None:
+        async with asyncio.timeout(SET_UP_TIMEOUT_S):
+            for set_up in tuple(self._set_ups):
+                if set_up in self._set_ups:
+                    await set_up(connection)
 
     async def _close(self, connection: AbstractConnection) -> None:
         try:
@@ -164,6 +183,12 @@ def _obey_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+def _looked_at(task: asyncio.Future[None]) -> None:
+    # Of what was cancelled nobody waits for the outcome, and it is not to be reported as one that was forgotten.
+    if not task.cancelled():
+        task.exception()
 
 
 @contextmanager

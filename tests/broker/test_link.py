@@ -5,9 +5,13 @@ from contextlib import suppress
 
 import aio_pika
 import pytest
-from aio_pika.abc import AbstractConnection
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
+from yarl import URL
 
+from shared.broker.consuming import Consumer, Incoming, consuming
 from shared.broker.link import Link, kept
+from shared.broker.topology import declare_exclusive
+from tests.faults.proxy import Proxy
 from tests.stack.rooms import Vhost
 
 
@@ -76,3 +80,30 @@ async def test_a_stop_that_comes_as_the_broken_connection_is_closed_is_obeyed_to
     keeping.cancel()
     await asyncio.wait({keeping}, timeout=10)
     assert keeping.cancelled()
+
+
+async def test_a_stop_while_a_broker_falls_silent_in_a_reconnect_takes_seconds(vhost: Vhost) -> None:
+    loop, url = asyncio.get_running_loop(), URL(vhost.amqp_url("parley-store"))
+    silent, made, taken = asyncio.Event(), [0], list[Incoming]()
+
+    async def queue(channel: AbstractChannel) -> AbstractQueue:
+        return await declare_exclusive(channel, "replies", "a-process")
+
+    async with Proxy(url.host or "", url.port or 0) as proxy:
+        link = Link(str(url.with_host("127.0.0.1").with_port(proxy.port)), "a-process", "testing")
+
+        async def fall_silent_the_second_time(connection: AbstractConnection) -> None:
+            made[0] += 1
+            if made[0] > 1:
+                proxy.black_hole()
+                silent.set()
+            async with connection.channel(publisher_confirms=False):
+                pass
+
+        await link.add(fall_silent_the_second_time)
+        async with kept(link, patience=20), consuming(Consumer(link, queue, taken.append, prefetch=1), link):
+            proxy.cut()
+            async with asyncio.timeout(15):
+                await silent.wait()
+            stopped_at = loop.time()
+        assert loop.time() - stopped_at < 6
