@@ -11,7 +11,7 @@ from shared.broker import Broker, BrokerError, ControlMessage, Unroutable
 from shared.contracts.events import SubscriberText, TextWanted
 from shared.contracts.jobs import AttachRun, DetachRun
 from shared.contracts.problems import Problem, ServiceError
-from shared.contracts.resources import TERMINAL, Run
+from shared.contracts.resources import OUTPUT_MAX_CODE_POINTS, TERMINAL, Run
 from shared.contracts.store import GetRun, RunWatched, WatchRun
 
 log = structlog.get_logger(__name__)
@@ -24,8 +24,6 @@ END_PATIENCE_S = 0.2
 STORE_PATIENCE_S = 30.0
 """How long the store may be away before readers of a run that is over are sent to another replica."""
 RETRY_S = 1.0
-OFFER_MAX_CODE_POINTS = 1_000_000
-"""What a worker that wants a text is given of it at most: fits into one message even if JSON escapes all of it."""
 
 
 class Repairs:
@@ -83,7 +81,7 @@ class Repairs:
         if run is not None:
             run.heard_at = self._clock()
             if run.text.length > wanted.offset:
-                attempt, text = run.text.attempt, run.text.read(0, OFFER_MAX_CODE_POINTS)
+                attempt, text = run.text.attempt, run.text.read(0, OUTPUT_MAX_CODE_POINTS)
         self._start(self._send_text(wanted, SubscriberText(run_id=wanted.run_id, attempt=attempt, text=text)))
 
     def detach(self, worker: str, run_ids: Sequence[str]) -> None:

@@ -14,13 +14,14 @@ from services.inference_worker.models import Models
 from services.inference_worker.outbound import Answer, Outbound
 from services.inference_worker.providers import ProviderUnreachable
 from services.inference_worker.quarantine import Quarantine
-from services.inference_worker.reading import OUTPUT_MAX_CODE_POINTS, Limits, read
+from services.inference_worker.reading import Limits, read
 from services.inference_worker.runs import Ending, Run
 from shared.backoff import pauses
 from shared.broker import Broker, BrokerError, BrokerUnavailable, ControlMessage, Delivery
 from shared.contracts.events import SubscriberText
 from shared.contracts.jobs import AttachRun, CancelRun, DetachRun, FinishRun, GenerateReply
 from shared.contracts.problems import RunError, ServiceError
+from shared.contracts.resources import OUTPUT_MAX_CODE_POINTS
 from shared.contracts.store import ClaimRun, ClaimVerdict, RunStanding
 from shared.crashpoints import crashpoint
 

@@ -19,13 +19,11 @@ from services.inference_worker.providers import (
     ProviderSilent,
 )
 from services.inference_worker.runs import Ending, Run
-from shared.contracts.resources import FinishReason, Usage
+from shared.contracts.resources import OUTPUT_MAX_CODE_POINTS, FinishReason, Usage
 from shared.crashpoints import crashpoint
 
 log = structlog.get_logger(__name__)
 
-OUTPUT_MAX_CODE_POINTS = 1_000_000
-"""An answer that reaches this is ended as if by the model's own limit. It fits one message however JSON escapes it."""
 LOOP_TURNS_TO_SOCKET = 2
 """Turns of the event loop until what was just sent is on its way: one for the writer, one for its flush."""
 PATIENCE_GRAIN = 8

@@ -14,6 +14,9 @@ ActiveStatus = Literal["queued", "running", "cancelling"]
 TerminalStatus = Literal["cancelled", "completed", "failed", "incomplete"]
 Scope = Literal["admin", "chat"]
 
+OUTPUT_MAX_CODE_POINTS = 1_000_000
+"""An answer that reaches this is ended as if by the model's own limit. It fits one message however JSON escapes it."""
+
 ACTIVE: frozenset[str] = frozenset({"queued", "running", "cancelling"})
 TERMINAL: frozenset[str] = frozenset({"cancelled", "completed", "failed", "incomplete"})
 

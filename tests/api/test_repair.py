@@ -279,7 +279,7 @@ async def test_reader_of_a_newer_attempt_waits_for_it_here(peers: Peers, client:
 async def test_worker_that_wants_the_text_is_given_what_is_here(
     peers: Peers, client: NativeClient, conversation_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repairs, "OFFER_MAX_CODE_POINTS", 7)
+    monkeypatch.setattr(repairs, "OUTPUT_MAX_CODE_POINTS", 7)
     async with client.stream(conversation_id, "hello") as stream:
         run_id = (await peers.submitted()).run_id
         await peers.frame(started(run_id), delta(run_id, 0, "abc🙂ef"))

@@ -14,7 +14,7 @@ from shared.broker import Broker, Delivery, Unroutable, open_broker
 from shared.contracts.base import Message
 from shared.contracts.jobs import AttachRun, CancelRun, DetachRun, FinishRun, GenerateReply
 from shared.contracts.problems import refused
-from shared.contracts.resources import Usage
+from shared.contracts.resources import OUTPUT_MAX_CODE_POINTS, Usage
 from shared.contracts.store import ClaimRun, ClaimVerdict
 from shared.ids import new_id
 from tests.fakes.script import Script, expected_text
@@ -400,7 +400,7 @@ async def test_answer_without_end_is_ended_as_if_by_its_length(stage: Stage, mon
 async def test_piece_beyond_the_limit_is_cut_there(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     async def one_piece(_: OpenAIProvider, *__: object) -> AsyncGenerator[Piece, None]:
         # What JSON takes the most bytes for.
-        yield Piece("\x01" * (reading.OUTPUT_MAX_CODE_POINTS + 400_000), "stop", None)
+        yield Piece("\x01" * (OUTPUT_MAX_CODE_POINTS + 400_000), "stop", None)
 
     monkeypatch.setattr(OpenAIProvider, "stream", one_piece)
     asked = job(Script())
@@ -408,7 +408,7 @@ async def test_piece_beyond_the_limit_is_cut_there(stage: Stage, monkeypatch: py
         await stage.store.publish(asked)
         finish = await stage.finished(asked.run_id)
     assert (finish.status, finish.finish_reason) == ("completed", "length")
-    assert finish.output == "\x01" * reading.OUTPUT_MAX_CODE_POINTS
+    assert finish.output == "\x01" * OUTPUT_MAX_CODE_POINTS
     await stage.assert_no_job_is_left(job(Script()))
 
 
