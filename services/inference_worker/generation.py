@@ -9,20 +9,20 @@ from typing import Any
 import structlog
 from prometheus_client import Counter, Gauge
 
-from services.inference_worker.continuation import Beginning, best_known
+from services.inference_worker.claims import Claims
+from services.inference_worker.continuation import best_known
 from services.inference_worker.models import Models
 from services.inference_worker.outbound import Answer, Outbound
 from services.inference_worker.providers import ProviderUnreachable
-from services.inference_worker.quarantine import Quarantine
 from services.inference_worker.reading import Limits, read
 from services.inference_worker.runs import Ending, Run
 from shared.backoff import pauses
 from shared.broker import Broker, BrokerError, BrokerUnavailable, ControlMessage, Delivery
 from shared.contracts.events import SubscriberText
 from shared.contracts.jobs import AttachRun, CancelRun, DetachRun, FinishRun, GenerateReply
-from shared.contracts.problems import RunError, ServiceError
+from shared.contracts.problems import RunError
 from shared.contracts.resources import OUTPUT_MAX_CODE_POINTS
-from shared.contracts.store import ClaimRun, ClaimVerdict, RunStanding
+from shared.contracts.store import ClaimVerdict, RunStanding
 from shared.crashpoints import crashpoint
 
 log = structlog.get_logger(__name__)
@@ -30,16 +30,9 @@ log = structlog.get_logger(__name__)
 EAGER_WITHIN_S = 1.0
 """A job younger than this is ours, so the model server is asked while the store still writes that down. An older one
 may have been cancelled while it waited, or be another attempt at a run whose text there already is."""
-REDELIVERY_WAIT_S = 1.2
-"""Longer than the period at which a living owner shows itself."""
-NEWCOMER_WAIT_S = 2.0
-NEWCOMER_FOR_S = 5.0
-"""So long after our connection was made, owners who are on their way back come first."""
 TEXTS_WAIT_S = 1.0
 """For what subscribers have of an answer beyond what the store has. All of them answer at once, so that only one that
 is gone costs the time; one that was too busy would show its readers a seam."""
-SUSPECTED_FOR_S = 5.0
-"""So long at most a run is taken to be about to kill its worker, that does not show by its text that it is not."""
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 5.0
 
@@ -59,7 +52,7 @@ class Generation:
         self._outbound = outbound
         self._limits = limits
         self._runs: dict[str, Run] = {}
-        self._quarantine = Quarantine()
+        self._claims = Claims(broker)
         # Attempts whose end could not be handed in, by run: one for each fault of ours.
         self._lost: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -149,22 +142,12 @@ class Generation:
             await self._settle(run, reject=True)
         finally:
             run.leave_quarantine()
-            await self._close_upstream(run)
+            await run.close_upstream()
 
     async def _claim_and_answer(self, run: Run) -> None:
-        if run.first.redelivered:
-            is_newcomer = run.first.received_at - self._broker.taking_since < NEWCOMER_FOR_S
-            await asyncio.sleep(NEWCOMER_WAIT_S if is_newcomer else REDELIVERY_WAIT_S)
-        elif _is_fresh(run.job):
+        if not run.first.redelivered and _is_fresh(run.job):
             self._start_reading(run)
-        verdict = await self._claim(run, run.first.received_at)
-        if verdict.verdict == "busy" and run.first.redelivered:
-            # Perhaps that was its owner's last sign of life, read late. One that lives gives another by then.
-            asked_at = self._loop.time()
-            await asyncio.sleep(REDELIVERY_WAIT_S)
-            verdict = await self._claim(run, asked_at)
-        while verdict.verdict == "suspect":
-            verdict = await self._claim_as_suspect(run, verdict.at_once)
+        verdict = await self._claims.claim(run)
         if verdict.verdict == "granted" and verdict.attempt > self._lost.get(run.job.run_id, 0):
             crashpoint("after_claim")
             ending = await self._answered(run, verdict)
@@ -173,7 +156,7 @@ class Generation:
                 await self._settle(run)
                 crashpoint("after_ack")
                 return
-        await self._close_upstream(run)
+        await run.close_upstream()
         log.info("run is not ours", run_id=run.job.run_id, verdict=verdict.verdict, attempt=verdict.attempt)
         self._forget(run)
         await self._settle(run)
@@ -185,7 +168,7 @@ class Generation:
             return await self._ending(run)
         except Exception:
             log.exception("answer was lost to a fault", run_id=run.job.run_id, attempt=verdict.attempt)
-        await self._close_upstream(run)
+        await run.close_upstream()
         if run.answer.attempt != verdict.attempt:
             run.go_on_from(best_known(verdict, []))
             run.answer.attempt = verdict.attempt
@@ -202,49 +185,13 @@ class Generation:
             await self._hand_in(run, Ending(run.cut(_FAULT).status, error=_FAULT))
             del self._lost[run.job.run_id]
 
-    async def _claim_as_suspect(self, run: Run, at_once: int) -> ClaimVerdict:
-        """Waits until it is one of few that may kill this worker, and claims the run then."""
-        log.warning("run may have killed its workers", run_id=run.job.run_id, at_once=at_once)
-        await self._close_upstream(run)
-        run.go_on_from(Beginning())
-        run.leave_quarantine()
-        run.place = await self._quarantine.enter(at_once)
-        verdict = await self._claim(run, run.first.received_at)
-        if verdict.verdict == "granted":
-            self._loop.call_later(SUSPECTED_FOR_S, run.leave_quarantine)
-        return verdict
-
-    async def _claim(self, run: Run, waited_since: float) -> ClaimVerdict:
-        """Asks the store until it answers, for as long as that takes: only its answer says what becomes of the job."""
-        pausing = pauses(RETRY_FIRST_S, RETRY_MAX_S)
-        while True:
-            waited = self._loop.time() - waited_since
-            claim = ClaimRun(
-                run_id=run.job.run_id,
-                worker=self._broker.process,
-                job_message_id=run.first.message_id,
-                redelivered=run.first.redelivered,
-                waited_ms=int(waited * 1000),
-                continuation=run.model.continuation,
-                company=run.place.company if run.place else 0,
-            )
-            try:
-                return await self._broker.call(claim)
-            except ServiceError as error:
-                if error.problem.code == "not_found":
-                    return ClaimVerdict(verdict="over")
-                log.warning("claim was not answered", run_id=run.job.run_id, cause=error.problem.code)
-            except BrokerError as error:
-                log.warning("claim was not answered", run_id=run.job.run_id, cause=type(error).__name__)
-            await asyncio.sleep(next(pausing))
-
     async def _begin(self, run: Run, verdict: ClaimVerdict) -> None:
         """Begins the answer where earlier attempts have left off, if the model can go on from there."""
         if run.model.continuation == "prefill" and (verdict.attempt > 1 or verdict.text):
             beginning = best_known(verdict, await self._texts(run, verdict))
             if beginning.text:
                 # What has been asked for meanwhile begins at the start.
-                await self._close_upstream(run)
+                await run.close_upstream()
                 run.go_on_from(beginning)
                 CONTINUED.inc()
                 log.info("run is gone on with", run_id=run.job.run_id, attempt=verdict.attempt, offset=run.answer.base)
@@ -279,12 +226,6 @@ class Generation:
         reading = read(run, self._outbound, self._limits)
         run.reading = self._loop.create_task(reading, name=f"reading {run.job.run_id}")
         return run.reading
-
-    async def _close_upstream(self, run: Run) -> None:
-        """Returns when the model server's stream is closed."""
-        if run.reading is not None and not run.reading.done():
-            run.reading.cancel()
-            await asyncio.wait({run.reading})
 
     async def _ending(self, run: Run) -> Ending:
         """Waits for the model server's answer to end, and for its stream to be closed."""

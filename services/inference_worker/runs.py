@@ -66,6 +66,12 @@ class Run:
         self.answer.held = beginning.held
         self.reading = None
 
+    async def close_upstream(self) -> None:
+        """Returns when the model server's stream is closed."""
+        if self.reading is not None and not self.reading.done():
+            self.reading.cancel()
+            await asyncio.wait({self.reading})
+
     @property
     def has_got_on(self) -> bool:
         """The store holds text of this very attempt, so that it cannot be lost in vain any more."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from services.inference_worker import generation
+from services.inference_worker import claims
 from services.inference_worker.checkpoints import PERIOD_S
 from shared.broker import open_broker
 from shared.contracts.jobs import AttachRun, CancelRun, GenerateReply
@@ -241,7 +241,7 @@ async def test_worker_that_has_just_connected_lets_owners_come_first(stage: Stag
     async with stage.worker():
         await stage.finished(asked.run_id)
     [claim] = stage.claims
-    assert generation.NEWCOMER_WAIT_S * 1000 <= claim.waited_ms < 4000
+    assert claims.NEWCOMER_WAIT_S * 1000 <= claim.waited_ms < 4000
 
 
 @pytest.mark.parametrize("prefill", ["continue", "repeat"])
@@ -324,7 +324,7 @@ async def test_runs_that_may_kill_the_worker_are_at_work_a_few_at_a_time(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each until the store holds some of its text, or until it has ended."""
-    monkeypatch.setattr(generation, "SUSPECTED_FOR_S", 60.0)
+    monkeypatch.setattr(claims, "SUSPECTED_FOR_S", 60.0)
     scripts = [Script(tag=f"suspect{number}", tokens=9, hold_after=3 if number % 2 else -1) for number in range(6)]
     bounds = dict(zip([script.model for script in scripts], [2, 2, 2, 1, 2, 2], strict=True))
     asked = {(one := job(script)).run_id: one for script in scripts}
@@ -361,7 +361,7 @@ async def test_runs_that_may_kill_the_worker_are_at_work_a_few_at_a_time(
 async def test_suspected_run_that_is_silent_keeps_others_waiting_for_a_while_only(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "SUSPECTED_FOR_S", 0.7)
+    monkeypatch.setattr(claims, "SUSPECTED_FOR_S", 0.7)
     silent, other = job(Script(tag="silent", hold_after=0)), job(Script(tag="other"))
 
     async def decide(claim: ClaimRun) -> ClaimVerdict:
