@@ -33,7 +33,8 @@ async def _consumers(parley: Stack, management: Management) -> dict[str, list[st
     found: list[dict[str, Any]] = await management.call("GET", f"consumers/{parley.vhost.name}")
     for consumer in found:
         name = consumer["queue"]["name"]
-        if name.startswith(("conversation-store.", "inference.")):
+        # Until the broker has taken stock of a channel it has an empty list to say of it.
+        if name.startswith(("conversation-store.", "inference.")) and consumer["channel_details"]:
             consumers.setdefault(name, []).append(consumer["channel_details"]["user"])
     return consumers
 
