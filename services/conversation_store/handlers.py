@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Awaitable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from services.conversation_store.paging import cursor, cut, position
 from services.conversation_store.repository import Applied, Repository
 from services.conversation_store.submission import Submissions, invalid
 from services.conversation_store.turns import SUSPECTS_TOGETHER, AttemptLimits, Claim, Watch, suspects_at_once
-from shared.broker import Broker, Handlers
+from shared.broker import Broker, BrokerError, Handlers
 from shared.contracts.problems import refused
 from shared.contracts.resources import (
     Conversation,
@@ -105,6 +106,7 @@ class Requests:
         self._keys = keys
         self._limits = limits
         self._default_tenant = default_tenant
+        self._looking_for: dict[str, asyncio.Task[bool]] = {}
 
     def handlers(self) -> Handlers:
         """Which function answers which request."""
@@ -239,6 +241,8 @@ class Requests:
             company=request.company,
         )
         applied = await _patiently(self._repository.turns.apply(request.run_id, claim))
+        if applied is not None and applied.verdict == "busy" and (gone := await self._gone(applied.turn, claim)):
+            applied = await _patiently(self._repository.turns.apply(request.run_id, replace(claim, gone=gone)))
         if applied is None or applied.verdict == "over":
             return ClaimVerdict(verdict="over")
         if applied.verdict == "exhausted":
@@ -251,6 +255,22 @@ class Requests:
         if applied.verdict != "granted":
             return ClaimVerdict(verdict="busy")
         return await self._granted(applied.turn)
+
+    async def _gone(self, turn: Turn, claim: Claim) -> str | None:
+        """The worker that has the run, if the broker took the run's job from it and does not know it any more."""
+        owner, is_same = turn.state().owner, claim.job_message_id == turn.state().job_message_id
+        if owner is None or not (claim.redelivered and is_same):
+            return None
+        # All the runs of a worker that dies are claimed at once: it is looked for once.
+        looking = self._looking_for.get(owner)
+        if looking is None:
+            looking = self._looking_for[owner] = asyncio.ensure_future(self._broker.is_there(owner))
+            looking.add_done_callback(lambda _: self._looking_for.pop(owner, None))
+        try:
+            return None if await asyncio.shield(looking) else owner
+        except BrokerError as error:
+            log.info("owner could not be looked for", run_id=turn.id, cause=type(error).__name__)
+            return None
 
     def _hears_owners(self) -> bool:
         """Whether a worker that is at work has had the time to say so, since this store could hear it."""

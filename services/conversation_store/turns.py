@@ -18,6 +18,9 @@ from shared.contracts.resources import ACTIVE, TERMINAL, FinishReason, Receipt, 
 LEASE = timedelta(seconds=5)
 """So long after its last sign of life a worker still has its run; it gives one every second."""
 
+SILENCE = timedelta(seconds=1)
+"""Who has listened for less than this could not hear a worker that is well."""
+
 PUBLISH_CHECK = timedelta(seconds=5)
 """How long a queued turn may be unpublished before somebody looks after it."""
 
@@ -148,6 +151,7 @@ class Claim:
     """A worker that was given the job asks for the run; it has held the job for `waited`.
 
     continues: its model can go on from the text of the attempts before. company: see `ClaimRun`.
+    gone: a worker that has lost all its connections.
     """
 
     worker: str
@@ -157,6 +161,7 @@ class Claim:
     continues: bool = False
     limits: AttemptLimits = AttemptLimits()
     company: int | None = None
+    gone: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,10 +315,10 @@ def _claim(before: TurnState, claim: Claim, now: datetime) -> Decision:
         return Decision("granted", kept)
     if before.status == "cancelling" or before.worker == claim.worker:
         return Decision("over", before)
-    # The broker took the job from its owner, who was given time to say that it still is at work, and did not.
+    # The broker took the job from its owner, who is gone, or was given time to show that it is at work, and did not.
     is_same_message = claim.redelivered and claim.job_message_id == before.job_message_id
-    was_silent = before.renewed_at is None or now - before.renewed_at >= claim.waited
-    if before.has_lapsed(now) or (is_same_message and was_silent):
+    was_silent = claim.waited >= SILENCE and (before.renewed_at is None or now - before.renewed_at >= claim.waited)
+    if before.has_lapsed(now) or (is_same_message and (was_silent or claim.gone == before.worker)):
         return Decision("over", before) if is_overdue else _take_over(before, claim, now)
     return Decision("busy", before)
 

@@ -14,11 +14,13 @@ from shared.contracts.store import ClaimRun, ClaimVerdict
 
 log = structlog.get_logger(__name__)
 
+RETURN_WAIT_S = 0.4
+"""Longer than a worker takes to connect again whose connection broke, while the broker is well."""
 REDELIVERY_WAIT_S = 1.2
 """Longer than the period at which a living owner shows itself."""
 NEWCOMER_WAIT_S = 2.0
 NEWCOMER_FOR_S = 5.0
-"""So long after our connection was made, owners who are on their way back come first."""
+"""So long after our connection was made anew, owners who are on their way back come first."""
 SUSPECTED_FOR_S = 3.0
 """So long at most a run is taken to be about to kill its worker, that does not show by its text that it is not."""
 RETRY_FIRST_S = 0.2
@@ -36,16 +38,31 @@ class Claims:
     async def claim(self, run: Run) -> ClaimVerdict:
         """What becomes of the run's job; never `suspect`, for that is dealt with here."""
         if run.first.redelivered:
-            is_newcomer = run.first.received_at - self._broker.taking_since < NEWCOMER_FOR_S
-            await asyncio.sleep(NEWCOMER_WAIT_S if is_newcomer else REDELIVERY_WAIT_S)
-        verdict = await self._ask(run, run.first.received_at)
-        if verdict.verdict == "busy" and run.first.redelivered:
+            verdict = await self._claim_after_another(run)
+        else:
+            verdict = await self._ask(run, run.first.received_at)
+        while verdict.verdict == "suspect":
+            verdict = await self._claim_apart(run, verdict.at_once)
+        return verdict
+
+    async def _claim_after_another(self, run: Run) -> ClaimVerdict:
+        """Asks for a run that another worker had, once that one has had the time to show that it still is at work."""
+        since = run.first.received_at
+        if since - self._broker.taking_again_since < NEWCOMER_FOR_S:
+            await asyncio.sleep(NEWCOMER_WAIT_S)
+        else:
+            # Time to come back for one that has lost its connection. If it is gone, the store finds that out.
+            await asyncio.sleep(RETURN_WAIT_S)
+            verdict = await self._ask(run, since)
+            if verdict.verdict != "busy":
+                return verdict
+            await asyncio.sleep(max(0.0, since + REDELIVERY_WAIT_S - self._loop.time()))
+        verdict = await self._ask(run, since)
+        if verdict.verdict == "busy":
             # Perhaps that was its owner's last sign of life, read late. One that lives gives another by then.
             asked_at = self._loop.time()
             await asyncio.sleep(REDELIVERY_WAIT_S)
             verdict = await self._ask(run, asked_at)
-        while verdict.verdict == "suspect":
-            verdict = await self._claim_apart(run, verdict.at_once)
         return verdict
 
     async def _claim_apart(self, run: Run, at_once: int) -> ClaimVerdict:

@@ -26,6 +26,10 @@ CONNECT_TIMEOUT_S = 5.0
 SET_UP_TIMEOUT_S = 30.0
 FIRST_CONNECT_S = 30.0
 RECONNECT_S = 1.0
+AT_ONCE_S = 0.15
+"""The first try after a connection breaks that was good comes sooner than this."""
+STABLE_S = 5.0
+"""A connection that lasted for so long was good."""
 CLOSE_TIMEOUT_S = 3.0
 CANCEL_TIMEOUT_S = 1.0
 
@@ -50,8 +54,11 @@ class Link:
         self._broken = asyncio.Event()
         self._changing = asyncio.Lock()
         self._up = asyncio.Event()
+        self._was_up = False
         self.since = -math.inf
         """When the present connection was made, or the last one if there is none, by the event loop's clock."""
+        self.was_lost = False
+        """The present connection is not the first one."""
         self.trouble: BrokerError | None = None
         """Why there was no connection the last time."""
 
@@ -124,8 +131,16 @@ class Link:
                 self.trouble = error
                 log.warning("broker connection lost", link=self._name, cause=str(error))
             _obey_cancellation()
-            # Not all processes at once: after a broker restart they all come back.
-            await asyncio.sleep(RECONNECT_S * random.uniform(0.2, 1.0))
+            await asyncio.sleep(self._pause())
+
+    def _pause(self) -> float:
+        """Seconds until the next try: not all processes at once, for after a broker restart they all come back.
+
+        But where a good connection has just broken, others wait to see whether this process is still there.
+        """
+        was_good = self._was_up and asyncio.get_running_loop().time() - self.since > STABLE_S
+        self._was_up = False
+        return random.uniform(0, AT_ONCE_S) if was_good else RECONNECT_S * random.uniform(0.2, 1.0)
 
     async def _hold_one(self, opened: asyncio.Event) -> None:
         # Made in two steps, since one that fails to connect wants to be closed as well.
@@ -135,6 +150,7 @@ class Link:
         try:
             await connection.connect(timeout=CONNECT_TIMEOUT_S)
             # Before the set-ups: what they consume may arrive while the others still run.
+            self.was_lost = math.isfinite(self.since)
             self.since = asyncio.get_running_loop().time()
             async with self._changing:
                 await self._set_up(connection)
@@ -142,6 +158,7 @@ class Link:
             _obey_cancellation()
             if not self._broken.is_set():
                 log.info("broker connected", link=self._name)
+                self._was_up = True
                 self._up.set()
                 opened.set()
             await self._broken.wait()

@@ -1,6 +1,7 @@
 """The broker as a service uses it: requests, work, control and frames over two kept connections."""
 
 import asyncio
+import math
 import os
 import secrets
 import socket
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shared.broker.consuming import Consumer, Delivery, Incoming, consuming
 from shared.broker.dead import DeadMessage
-from shared.broker.errors import BrokerUnavailable
+from shared.broker.errors import BrokerUnavailable, Unroutable
 from shared.broker.link import FIRST_CONNECT_S, Link, kept
 from shared.broker.publishing import MESSAGE_MAX_BYTES, Envelope, Publisher
 from shared.broker.rpc import Caller, Handlers, Server
@@ -31,7 +32,7 @@ from shared.broker.topology import (
 )
 from shared.contracts.base import Contract, Message, Request
 from shared.contracts.events import Frame, SubscriberText, TextWanted
-from shared.contracts.jobs import AttachRun, CancelRun, Control, DetachRun, RunFinished, TurnRejected
+from shared.contracts.jobs import AttachRun, CancelRun, Control, DetachRun, ProbeWorker, RunFinished, TurnRejected
 from shared.contracts.routes import STORE_REQUESTS, Service, route
 from shared.contracts.store import TurnAccepted
 
@@ -43,7 +44,7 @@ R = TypeVar("R", bound=Contract)
 DEPTH_PATIENCE_S = 5.0
 
 ControlMessage = AttachRun | DetachRun | CancelRun
-_CONTROL: TypeAdapter[ControlMessage] = TypeAdapter(Control)
+_CONTROL: TypeAdapter[ControlMessage | ProbeWorker] = TypeAdapter(Control)
 
 
 class Broker:
@@ -83,6 +84,20 @@ class Broker:
 
     async def control(self, worker: str, message: ControlMessage, timeout: float = 5.0) -> None:
         """Tells one worker. Raises Unroutable at once if that worker is gone, BrokerUnavailable."""
+        await self._control(worker, message, timeout)
+
+    async def is_there(self, worker: str, timeout: float = 2.0) -> bool:
+        """Whether a worker holds the connection by which it publishes, and is told what to do; also if it hangs.
+
+        Raises BrokerUnavailable.
+        """
+        try:
+            await self._control(worker, ProbeWorker(), timeout)
+        except Unroutable:
+            return False
+        return True
+
+    async def _control(self, worker: str, message: ControlMessage | ProbeWorker, timeout: float) -> None:
         row = route(type(message), "control")
         await self._publisher.send(Envelope(row.exchange, worker, type(message).__name__, message.to_json()), timeout)
 
@@ -182,6 +197,11 @@ class Broker:
     def taking_since(self) -> float:
         """When the present consuming connection was made, by the event loop's clock: deliveries of before are lost."""
         return self._taking.since
+
+    @property
+    def taking_again_since(self) -> float:
+        """The same, if there was another connection before; else minus infinity."""
+        return self._taking.since if self._taking.was_lost else -math.inf
 
     @asynccontextmanager
     async def serving(self, handlers: Handlers, *, prefetch: int = 200) -> AsyncIterator[None]:
@@ -283,7 +303,11 @@ class Broker:
 
     @asynccontextmanager
     async def controlled(self, on_message: Callable[[ControlMessage], None]) -> AsyncIterator[None]:
-        """Receives the control messages for this process."""
+        """Receives the control messages for this process.
+
+        On the publishing connection: whoever has neither that one nor the one by which it took its jobs is dead, or as
+        good as that; see `is_there`.
+        """
 
         def take(incoming: Incoming) -> None:
             try:
@@ -292,10 +316,11 @@ class Broker:
                 # A newer sender's message; what it asked for is repaired by its own time-outs.
                 log.warning("control message is not known here", message_type=incoming.type)
                 return
-            on_message(message)
+            if not isinstance(message, ProbeWorker):
+                on_message(message)
 
-        consumer = Consumer(self._taking, self._exclusive("control", CONTROL_EXCHANGE), take, prefetch=None)
-        async with consuming(consumer, self._taking):
+        consumer = Consumer(self._publishing, self._exclusive("control", CONTROL_EXCHANGE), take, prefetch=None)
+        async with consuming(consumer, self._publishing):
             yield
 
     def problems(self) -> list[str]:

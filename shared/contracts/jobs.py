@@ -72,7 +72,13 @@ class CancelRun(Message):
     run_id: Id
 
 
-Control = Annotated[AttachRun | DetachRun | CancelRun, Field(discriminator="type")]
+class ProbeWorker(Message):
+    """Asks for nothing: whether it can be delivered tells its sender whether the worker is there."""
+
+    type: Literal["ProbeWorker"] = "ProbeWorker"
+
+
+Control = Annotated[AttachRun | DetachRun | CancelRun | ProbeWorker, Field(discriminator="type")]
 """What may arrive on a worker's control queue."""
 
 

@@ -11,6 +11,7 @@ from shared.contracts.jobs import (
     DetachRun,
     FinishRun,
     GenerateReply,
+    ProbeWorker,
     RunFinished,
     TurnRejected,
 )
@@ -91,6 +92,7 @@ ROUTES: tuple[Route, ...] = (
     Route(AttachRun, "control", "chat.control", None, "inference_worker"),
     Route(DetachRun, "control", "chat.control", None, "inference_worker"),
     Route(CancelRun, "control", "chat.control", None, "inference_worker"),
+    Route(ProbeWorker, "control", "chat.control", None, "inference_worker"),
     Route(Frame, "frame", "chat.events", None, "subscriber"),
     Route(SubscriberText, "reply", "chat.replies", None, "inference_worker"),
     Route(TurnAccepted, "outcome", "chat.outcomes", None, "internal_service"),

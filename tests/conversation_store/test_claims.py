@@ -68,6 +68,24 @@ async def test_job_that_came_again_is_no_reason_for_a_take_over_while_its_owner_
     assert (claim.verdict, claim.attempt) == ("granted", 2)
 
 
+async def test_run_of_a_worker_that_is_gone_is_taken_over_at_once_and_that_of_one_that_is_there_is_not(
+    around: Surroundings, documents: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "OWNERS_FIRST_S", 0.0)
+    command = submit_turn(subscriber=around.api.process)
+    await around.api.call(command)
+    first = claim_run(command.run_id, around.worker.process)
+    assert (await around.worker.call(first)).verdict == "granted"
+    came_again = claim_run(command.run_id, "w2", job_message_id=first.job_message_id, redelivered=True, waited_ms=400)
+    async with around.worker.controlled(lambda _: None):
+        assert (await around.worker.call(came_again)).verdict == "busy"
+    # A second message for the run says nothing of its owner.
+    other_message = claim_run(command.run_id, "w2", redelivered=True, waited_ms=400)
+    assert (await around.worker.call(other_message)).verdict == "busy"
+    claim = await around.worker.call(came_again)
+    assert (claim.verdict, claim.attempt) == ("granted", 2)
+
+
 async def test_run_that_may_kill_its_workers_is_claimed_apart_from_others(
     around: Surroundings, documents: Database
 ) -> None:

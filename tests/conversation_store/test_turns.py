@@ -108,6 +108,17 @@ def test_redelivery_of_the_claiming_message_takes_over_only_if_the_owner_did_not
     assert taken.after.renewed_at == NOW + timedelta(seconds=1.2)
 
 
+def test_who_has_hardly_waited_knows_nothing_of_an_owner_but_that_it_is_gone() -> None:
+    running = after(claim())
+    hardly = claim("w2", "m1", redelivered=True, waited=0.4)
+    later = NOW + timedelta(seconds=0.9)
+    assert decide(running, hardly, later).verdict == "busy"
+    assert decide(running, replace(hardly, gone="w3"), later).verdict == "busy"
+    assert decide(running, replace(hardly, gone="w1"), later).verdict == "granted"
+    another_message = claim("w2", "m2", redelivered=True, waited=0.4)
+    assert decide(running, replace(another_message, gone="w1"), later).verdict == "busy"
+
+
 def test_owner_that_claims_again_while_it_is_being_cancelled_keeps_the_run_and_ends_it_cancelled() -> None:
     cancelling = after(claim(), Cancel())
     again = decide(cancelling, claim(message="m2"), NOW)

@@ -13,6 +13,7 @@ from services.conversation_store.turns import (
     CLAIM_CHECK,
     LEASE,
     OVERDUE,
+    SILENCE,
     SUSPECTS_TOGETHER,
     AttemptLimits,
     Bury,
@@ -136,9 +137,10 @@ class TurnLives(RuleBasedStateMachine):
         worker=WORKERS,
         message=MESSAGES,
         redelivered=st.booleans(),
-        waited=st.sampled_from([1.2, 2.0]),
+        waited=st.sampled_from([0.4, 1.2, 2.0]),
         continues=st.booleans(),
         company=st.sampled_from([None, 0, 1, 2, SUSPECTS_TOGETHER, SUSPECTS_TOGETHER + 1]),
+        gone=st.none() | WORKERS,
     )
     def claim(
         self,
@@ -150,9 +152,10 @@ class TurnLives(RuleBasedStateMachine):
         waited: float,
         continues: bool,
         company: int | None,
+        gone: str | None,
     ) -> None:
         waiting = timedelta(seconds=waited)
-        self.send(by, Claim(worker, message, redelivered, waiting, continues, self.limits, company))
+        self.send(by, Claim(worker, message, redelivered, waiting, continues, self.limits, company, gone))
 
     @precondition(lambda self: self.state.owner is not None)
     @rule(by=STORES, message=MESSAGES, seconds=SECONDS)
@@ -362,7 +365,8 @@ class TurnLives(RuleBasedStateMachine):
             assert before.renewed_at is not None
             silent = self.now - before.renewed_at
             is_same_message = claim.redelivered and claim.job_message_id == before.job_message_id
-            assert silent >= LEASE or (is_same_message and silent >= claim.waited), "a live owner lost its run"
+            has_left = silent >= claim.waited >= SILENCE or claim.gone == before.owner
+            assert silent >= LEASE or (is_same_message and has_left), "a live owner lost its run"
             counted = replace(self.counted)
             counted.lost(before.held, has_spoken=before.held_attempt == before.attempt)
             left = self.limits.fruitless - counted.fruitless

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -141,6 +142,25 @@ class Stage:
             while len(await management.call("GET", f"vhosts/{self.vhost.name}/connections")) < 2 * processes:
                 await asyncio.sleep(0.2)
         await management.close_connections(self.vhost.name)
+
+    async def cut_worker(self, but: str) -> None:
+        """The connections of the one worker that is not that process are cut; returns when it has new ones."""
+        management = self.vhost.management
+        if management is None:
+            pytest.skip("only the management API can cut connections")
+
+        async def connections() -> set[str]:
+            found = await management.call("GET", f"vhosts/{self.vhost.name}/connections")
+            names = {one["name"]: one.get("user_provided_name", "") for one in found}
+            return {name for name, of in names.items() if of.startswith("inference-worker") and not of.startswith(but)}
+
+        async with asyncio.timeout(20):
+            while len(before := await connections()) < 2:
+                await asyncio.sleep(0.2)
+            for name in before:
+                await management.call("DELETE", f"connections/{quote(name, safe='')}")
+            while len(await connections() - before) < 2:
+                await asyncio.sleep(0.2)
 
     async def lost(self, asked: GenerateReply, text: str, *, attempt: int = 1, reader: Reader | None = None) -> None:
         """As if a worker had taken the job, answered so much of it to the reader, and died: the job is there again."""

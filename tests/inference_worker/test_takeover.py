@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -234,12 +235,21 @@ async def test_subscriber_of_an_earlier_attempt_keeps_no_more_than_the_present_o
     assert late.started[asked.run_id] == (2, len(text), script.model)
 
 
-async def test_worker_that_has_just_connected_lets_owners_come_first(stage: Stage) -> None:
+async def test_worker_that_has_just_connected_again_lets_owners_come_first(stage: Stage) -> None:
     asked = job(Script())
-    await stage.store.publish(asked)
-    await stage.next_job()
-    async with stage.worker():
-        await stage.finished(asked.run_id)
+    taken = asyncio.Event()
+    async with AsyncExitStack() as another:
+        owner = await another.enter_async_context(
+            open_broker(stage.vhost.amqp_url("parley-worker"), "inference_worker")
+        )
+        await another.enter_async_context(owner.working(GenerateReply, lambda _: taken.set(), prefetch=1))
+        await stage.store.publish(asked)
+        async with asyncio.timeout(10):
+            await taken.wait()
+        async with stage.worker():
+            await stage.cut_worker(but=owner.process)
+            await another.aclose()
+            await stage.finished(asked.run_id)
     [claim] = stage.claims
     assert claims.NEWCOMER_WAIT_S * 1000 <= claim.waited_ms < 4000
 
