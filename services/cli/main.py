@@ -2,6 +2,9 @@
 
     python -m services.cli dead-letters list
     python -m services.cli dead-letters replay ID
+    python -m services.cli keys create --tenant default --name website --scope chat
+    python -m services.cli keys list --tenant default
+    python -m services.cli keys revoke ID --tenant default
 
 Exit codes: 0 done; 1 the store refuses; 2 wrong usage or a wrong setting; 3 broker or store do not answer.
 """
@@ -11,15 +14,19 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from datetime import datetime
+from typing import Any, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from services.cli.tables import table
 from shared.broker import BrokerError, NoReply, Unroutable, open_broker
-from shared.contracts.base import Contract, Request
+from shared.contracts.accounts import NAME_MAX_CHARACTERS, AccountName, ApiKey, CreateKey, ListKeys, NewKey, RevokeKey
+from shared.contracts.base import Contract, Id, Request, TenantId
 from shared.contracts.problems import Problem, ServiceError
+from shared.contracts.resources import Scope
 from shared.contracts.store import PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, DeadLetter, ListDeadLetters, ReplayDeadLetter
+from shared.ids import digest, new_id, new_key
 from shared.process import cause, load_settings
 from shared.settings import Settings
 from shared.telemetry import configure_logging
@@ -85,9 +92,46 @@ async def replay_dead_letter(store: Store, id_: str) -> str:
     return f"replayed: {letter.type}{about}"
 
 
+async def create_key(store: Store, tenant: str, name: str, scope: Scope) -> str:
+    """Makes a key, and tells its secret."""
+    id_ = new_id()
+    secret, prefix = new_key(id_)
+    key = NewKey(id=id_, name=name, scope=scope, prefix=prefix, digest=digest(secret))
+    await store.ask(CreateKey(tenant=tenant, key=key))
+    return f"{secret}\nThis is key {id_}; what is above is told this once."
+
+
+async def list_keys(store: Store, tenant: str) -> str:
+    """A table of a tenant's keys, in the order of their creation."""
+    keys: list[ApiKey] = []
+    cursor = None
+    while True:
+        page = await store.ask(ListKeys(tenant=tenant, limit=PAGE_LIMIT_MAX, cursor=cursor))
+        keys += page.data
+        if (cursor := page.next_cursor) is None:
+            break
+    if not keys:
+        return "there are no keys"
+    titles = ("ID", "NAME", "SCOPE", "CREATED AT", "LAST USED AT", "REVOKED AT")
+    rows = [
+        (key.id, _printable(key.name), key.scope, *map(_shown, (key.created_at, key.last_used_at, key.revoked_at)))
+        for key in keys
+    ]
+    return table(titles, rows)
+
+
+async def revoke_key(store: Store, tenant: str, id_: str) -> str:
+    """Revokes a key."""
+    await store.ask(RevokeKey(tenant=tenant, key_id=id_))
+    return f"revoked: {id_} is dead everywhere within 30 s"
+
+
+def _shown(time: datetime | None) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S}" if time else "-"
+
+
 def _row(letter: DeadLetter) -> tuple[str, ...]:
-    times = [f"{time:%Y-%m-%d %H:%M:%S}" if time else "-" for time in (letter.died_at, letter.replayed_at)]
-    died_at, replayed_at = times
+    died_at, replayed_at = map(_shown, (letter.died_at, letter.replayed_at))
     # Some of it was written by whoever sent the message.
     said = [_printable(text) for text in (letter.type, letter.queue, letter.reason)]
     return letter.id, died_at, *said, letter.run_id or "-", str(letter.size), replayed_at
@@ -118,12 +162,22 @@ def _refused(problem: Problem) -> CommandFailed:
 
 
 def _id(text: str) -> str:
+    return _valid(Id, text, "is no id: `list` shows them")
+
+
+def _tenant(text: str) -> str:
+    return _valid(TenantId, text, "is no id of a tenant")
+
+
+def _name(text: str) -> str:
+    return _valid(AccountName, text, f"is no name of 1 to {NAME_MAX_CHARACTERS} characters")
+
+
+def _valid(kind: Any, text: str, fault: str) -> str:
     try:
-        return ReplayDeadLetter(dead_letter_id=text).dead_letter_id
+        return str(TypeAdapter(kind).validate_python(text))
     except ValidationError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no id of a dead letter: `dead-letters list` shows them"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} {fault}") from None
 
 
 def _count(text: str) -> int:
@@ -140,16 +194,32 @@ def _parser() -> argparse.ArgumentParser:
     commands = letters.add_subparsers(dest="command", required=True, metavar="list|replay")
     listing = commands.add_parser("list", help="show them, newest first; times are UTC")
     listing.add_argument("--limit", type=_count, default=PAGE_LIMIT_DEFAULT, help="how many (default: %(default)s)")
+    listing.set_defaults(run=lambda store, given: list_dead_letters(store, given.limit))
     replaying = commands.add_parser("replay", help="try one again, once what killed it is mended")
     replaying.add_argument("id", type=_id, metavar="ID")
+    replaying.set_defaults(run=lambda store, given: replay_dead_letter(store, given.id))
+    keys = parts.add_parser("keys", help="the keys of a tenant", description="What opens the HTTP API to a tenant.")
+    _add_keys(keys.add_subparsers(dest="command", required=True, metavar="create|list|revoke"))
     return parser
 
 
+def _add_keys(commands: Any) -> None:
+    creating = commands.add_parser("create", help="make one, and show its secret, this once")
+    creating.add_argument("--name", type=_name, required=True, help="what it is for")
+    creating.add_argument("--scope", choices=get_args(Scope), default="chat", help="default: %(default)s")
+    creating.set_defaults(run=lambda store, given: create_key(store, given.tenant, given.name, given.scope))
+    listing = commands.add_parser("list", help="show them in the order of their creation; times are UTC")
+    listing.set_defaults(run=lambda store, given: list_keys(store, given.tenant))
+    revoking = commands.add_parser("revoke", help="revoke one, for good")
+    revoking.add_argument("id", type=_id, metavar="ID")
+    revoking.set_defaults(run=lambda store, given: revoke_key(store, given.tenant, given.id))
+    for command in (creating, listing, revoking):
+        command.add_argument("--tenant", type=_tenant, required=True, help="whose: `default`, or a tenant's id")
+
+
 async def _run(options: argparse.Namespace, settings: Settings) -> str:
-    store = Store(settings)
-    if options.command == "list":
-        return await list_dead_letters(store, options.limit)
-    return await replay_dead_letter(store, options.id)
+    said: str = await options.run(Store(settings), options)
+    return said
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -47,6 +47,7 @@ SHORT_FIELDS = (
     "metadata",
     "request_hash",
     "idempotency_key",
+    "key_id",
     "login",
     "outcome_pending",
     "published",
@@ -242,7 +243,7 @@ def _receipt(document: Document) -> Receipt:
 
 def request_hash(command: SubmitTurn) -> str:
     """Tells a repeated request from another one with the same key: all that decides about the answer."""
-    but = {"run_id", "tenant", "idempotency_key", "subscriber", "reply_by"}
+    but = {"run_id", "tenant", "key_id", "idempotency_key", "subscriber", "reply_by"}
     # Without what has its default: a field that is added some day makes no other request of what is repeated across it.
     body = command.model_dump(mode="json", exclude=but, exclude_defaults=True)
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
@@ -288,6 +289,8 @@ def new_turn(
         document["idempotency_key"] = command.idempotency_key
     if login is not None:
         document |= {"login": login, "outcome_pending": True}
+    elif command.key_id is not None:
+        document["key_id"] = command.key_id
     return document
 
 

@@ -7,13 +7,16 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 import structlog
 from pydantic import Field, SecretStr, field_validator
 
+from services.conversation_store.accounts import AccountRequests, Keys
 from services.conversation_store.background import background
 from services.conversation_store.dead_letters import DeadLetters
 from services.conversation_store.endings import Endings, announcing
-from services.conversation_store.handlers import Keys, Requests
+from services.conversation_store.handlers import Requests
 from services.conversation_store.intake import Intake
 from services.conversation_store.jobs import Jobs
+from services.conversation_store.limits import Policies, TurnLimits
 from services.conversation_store.prompts import Budget
+from services.conversation_store.removal import Removals
 from services.conversation_store.repository import (
     DEFAULT_TENANT,
     Repository,
@@ -25,6 +28,7 @@ from services.conversation_store.submission import Submissions
 from services.conversation_store.sweeper import Pace, Sweeper
 from services.conversation_store.turns import AttemptLimits
 from shared.broker import Broker, open_broker
+from shared.contracts.accounts import LIMIT_MAX, Limits
 from shared.contracts.jobs import FinishRun
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn
@@ -82,6 +86,24 @@ class StoreSettings(DatabaseSettings):
     attempts_fruitless_max: int = Field(
         default=5, ge=1, le=100, description="attempts lost without more text after which a run is given up"
     )
+    tenant_requests_per_minute: int | None = Field(
+        default=None, ge=1, le=LIMIT_MAX, description="requests a minute of a tenant without a limit of its own"
+    )
+    tenant_active_runs: int | None = Field(
+        default=None, ge=1, le=LIMIT_MAX, description="active runs of a tenant without a limit of its own"
+    )
+    tenant_tokens_per_day: int | None = Field(
+        default=None, ge=1, le=LIMIT_MAX, description="tokens a day of a tenant without a limit of its own"
+    )
+
+    @property
+    def default_limits(self) -> Limits:
+        """What a tenant may do that has no limits of its own."""
+        return Limits(
+            requests_per_minute=self.tenant_requests_per_minute,
+            active_runs=self.tenant_active_runs,
+            tokens_per_day=self.tenant_tokens_per_day,
+        )
 
     @property
     def default_logins(self) -> frozenset[str]:
@@ -102,7 +124,11 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         budget = Budget(settings.history_messages, settings.history_characters)
         jobs = Jobs(repository, broker, tasks, budget=budget, at_most=settings.jobs_max)
         endings = Endings(repository, broker, tasks, announcements, jobs)
-        submissions = Submissions(repository, tasks, jobs, endings, default_model=settings.default_model)
+        policies = Policies(repository, settings.default_limits)
+        # So that a first message need not wait for this.
+        await policies.of_tenant(DEFAULT_TENANT)
+        limits = TurnLimits(repository, policies)
+        submissions = Submissions(repository, tasks, jobs, endings, limits=limits, default_model=settings.default_model)
         intake = Intake(
             repository,
             broker,
@@ -118,19 +144,26 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             submissions,
             endings,
             dead_letters,
-            keys=Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value()),
             limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
+        )
+        removals = Removals(repository, endings)
+        accounts = AccountRequests(
+            repository,
+            policies,
+            removals,
+            keys=Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value()),
             default_tenant=DEFAULT_TENANT,
         )
         sweeper = Sweeper(repository, broker, tasks, jobs, endings, pace=pace or Pace())
         async with (
-            broker.serving(requests.handlers()),
+            broker.serving({**requests.handlers(), **accounts.handlers()}),
             broker.working(SubmitTurn, intake.take, prefetch=INTAKE_PREFETCH),
             broker.working(FinishRun, endings.take, prefetch=RESULTS_PREFETCH),
             broker.dead_letters(dead_letters.take, prefetch=DEAD_LETTERS_PREFETCH),
             jobs.watching(),
             endings.telling_again(),
             sweeper.sweeping(),
+            removals.removing(),
             _health(settings, broker, repository),
         ):
             log.info("conversation store serves", process=broker.process)

@@ -13,12 +13,14 @@ from services.conversation_store.background import Background
 from services.conversation_store.documents import Document, Turn, conversation_of, new_turn, present, request_hash
 from services.conversation_store.endings import Endings
 from services.conversation_store.jobs import Jobs, new_job
+from services.conversation_store.limits import Allowance, TurnLimits
 from services.conversation_store.prompts import History
+from services.conversation_store.refusals import invalid
 from services.conversation_store.repository import DuplicateTurn, Repository
 from services.conversation_store.turns import Adopt, Withdraw
 from shared.backoff import pauses
 from shared.contracts.jobs import GenerateReply
-from shared.contracts.problems import FieldError, Problem, ServiceError, refused
+from shared.contracts.problems import ServiceError, refused
 from shared.contracts.store import CreateConversation, SubmitTurn, TurnAccepted
 
 log = structlog.get_logger(__name__)
@@ -44,15 +46,7 @@ RETRY_AFTER_FULL_S = 5
 
 _ACCEPTED = Counter("parley_store_turns_accepted", "turns committed")
 _LATE = Counter("parley_store_turns_withdrawn", "turns that were committed after their submitter had left")
-_OVERLOADED = Counter("parley_store_turns_overloaded", "turns refused because the job queue was full")
-
-
-def invalid(path: str, message: str) -> ServiceError:
-    """The refusal of one field of a request."""
-    detail = "the request is not valid"
-    return ServiceError(
-        Problem(code="invalid_request", detail=detail, errors=(FieldError(path=path, message=message),))
-    )
+_REFUSED = Counter("parley_store_turns_refused", "turns refused: the job queue was full, or a limit reached", ["code"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +72,14 @@ class Submissions:
         jobs: Jobs,
         endings: Endings,
         *,
+        limits: TurnLimits,
         default_model: str | None,
     ) -> None:
         self._repository = repository
         self._background = background
         self._jobs = jobs
         self._endings = endings
+        self._limits = limits
         self._default_model = default_model
         self._places = asyncio.Semaphore(AT_ONCE)
 
@@ -92,14 +88,16 @@ class Submissions:
 
         With a `login` the turn came over the intake queue, and nobody waits for the answer.
         Raises ServiceError: not_found, invalid_request, conversation_busy, idempotency_mismatch, too_large,
-        overloaded, unavailable. After `unavailable` the turn may have been committed, but it is not answered.
+        rate_limited, overloaded, unavailable. After `unavailable` the turn may have been committed, but it is not
+        answered.
         """
         model = command.model or self._default_model
         if model is None:
             raise invalid("/model", "no model is given, and there is no default model")
         leave_at = None if login is not None else _leave_at(command)
-        async with self._place(leave_at):
-            return await self._submit(command, model, leave_at, login)
+        # Outside, lest those of one tenant who wait for each other take all places.
+        async with self._limits.of(command, login) as allowance, self._place(leave_at):
+            return await self._submit(command, model, leave_at, login, allowance)
 
     @asynccontextmanager
     async def _place(self, leave_at: datetime | None) -> AsyncIterator[None]:
@@ -118,14 +116,16 @@ class Submissions:
             self._places.release()
 
     async def _submit(
-        self, command: SubmitTurn, model: str, leave_at: datetime | None, login: str | None
+        self, command: SubmitTurn, model: str, leave_at: datetime | None, login: str | None, allowance: Allowance
     ) -> TurnAccepted:
-        if self._jobs.are_too_many:
+        refusal = _overloaded() if self._jobs.are_too_many else await allowance.problem()
+        if refusal is not None:
+            # What was accepted before is answered as before, and costs nothing.
             mine = _made_before(command, await self._rivals(command))
             if mine is not None and (accepted := await self._known(mine, command, leave_at)) is not None:
                 return accepted
-            _OVERLOADED.inc()
-            raise _overloaded()
+            _REFUSED.labels(refusal.problem.code).inc()
+            raise refusal
         for race in range(RACES):
             standing, waits = await self._standing(command), False
             if race or standing.is_busy:
@@ -140,17 +140,33 @@ class Submissions:
                     waits = True
                 elif standing.is_busy:
                     continue  # whatever was in the way has gone, and may have left an answer for the history
-            now = self._repository.turns.clock.now()
-            document = new_turn(command, model=model, seq=standing.seq, login=login, now=now, waits=waits)
-            # Of a turn that waits, to see whether there can ever be one: its history is read when it is its turn.
-            history = self._jobs.no_past() if waits else standing.history
-            job = _job(command, model, history, document["deadline"])
-            if await self._inserted(document, leave_at):
-                accepted = self._accepted(Turn(document), command, None if waits else job)
-                # The job leaves before the reply does: the first token waits for it.
-                await asyncio.sleep(0)
+            accepted = await self._committed(command, model, standing, waits=waits, leave_at=leave_at, login=login)
+            if accepted is not None:
                 return accepted
         raise _unavailable("the conversation changes too fast")
+
+    async def _committed(
+        self,
+        command: SubmitTurn,
+        model: str,
+        standing: _Standing,
+        *,
+        waits: bool,
+        leave_at: datetime | None,
+        login: str | None,
+    ) -> TurnAccepted | None:
+        """Commits the turn, which `waits` for its conversation or not; None if a unique index is against it."""
+        now = self._repository.turns.clock.now()
+        document = new_turn(command, model=model, seq=standing.seq, login=login, now=now, waits=waits)
+        # Of a turn that waits, to see whether there can ever be one: its history is read when it is its turn.
+        history = self._jobs.no_past() if waits else standing.history
+        job = _job(command, model, history, document["deadline"])
+        if not await self._inserted(document, leave_at):
+            return None
+        accepted = self._accepted(Turn(document), command, None if waits else job)
+        # The job leaves before the reply does: the first token waits for it.
+        await asyncio.sleep(0)
+        return accepted
 
     async def _rivals(self, command: SubmitTurn) -> list[Turn]:
         return await self._repository.in_the_way_of(command, conversation_of(command))

@@ -3,6 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from shared.contracts.accounts import (
+    CreateKey,
+    CreateTenant,
+    DeleteTenant,
+    GetUsage,
+    ListKeys,
+    ListTenants,
+    ReportRequests,
+    RevokeKey,
+    UpdateTenant,
+)
 from shared.contracts.base import Contract, Message
 from shared.contracts.events import Frame, SubscriberText
 from shared.contracts.jobs import (
@@ -71,6 +82,15 @@ ROUTES: tuple[Route, ...] = (
     *_requests(
         Ping,
         CheckKey,
+        CreateTenant,
+        ListTenants,
+        UpdateTenant,
+        DeleteTenant,
+        CreateKey,
+        ListKeys,
+        RevokeKey,
+        ReportRequests,
+        GetUsage,
         CreateConversation,
         GetConversation,
         ListConversations,

@@ -137,6 +137,8 @@ class SubmitTurn(Request[TurnAccepted]):
 
     run_id: Id
     tenant: TenantId
+    key_id: str | None = None
+    """The key that it came with, for limits and usage; means nothing over `chat.intake`, where logins are checked."""
     conversation_id: Id | None = None
     conversation: ConversationToUse | None = None
     messages: Annotated[tuple[InputMessage, ...], Field(min_length=1, max_length=100, strict=False)]

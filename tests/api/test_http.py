@@ -44,7 +44,7 @@ def each(endpoints: Iterable[Endpoint]) -> pytest.MarkDecorator:
 ENDPOINTS = each(Native.endpoints)
 WITH_BODY = each(endpoint for endpoint in Native.endpoints if endpoint.has_body)
 WITH_ID = each(endpoint for endpoint in Native.endpoints if "{id}" in endpoint.path)
-KEY = {"Authorization": "Bearer key-of-one"}
+KEY = {"Authorization": "Bearer bootstrap-key"}
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ TURN_INDEXES = {
     "waiting",
     "tenant_text",
     "expiry",
+    "tenant_finished",
     "untold",
 }
 

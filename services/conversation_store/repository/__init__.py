@@ -6,6 +6,7 @@ import os
 # the whole store.
 os.environ.setdefault("MOTOR_MAX_WORKERS", "64")
 
+from services.conversation_store.repository.accounts import new_key, new_tenant
 from services.conversation_store.repository.commits import TurnCommits
 from services.conversation_store.repository.database import (
     DEFAULT_TENANT,
@@ -28,5 +29,7 @@ __all__ = [
     "connected",
     "ensure_migrated",
     "migrate",
+    "new_key",
+    "new_tenant",
     "open_repository",
 ]

@@ -146,11 +146,11 @@ class TurnCommits:
 
     def mark_published(self, run_id: str) -> None:
         """The turn's job is in the queue. Written soon."""
-        _forget(self._published, run_id)
+        forget(self._published, run_id)
 
     def touch(self, conversation_id: str, at: datetime) -> None:
         """Something happened in the conversation. Written soon."""
-        _forget(self._touched, (conversation_id, at))
+        forget(self._touched, (conversation_id, at))
 
     async def _persistently(self, kind: str, items: int, write: Callable[[], Awaitable[T]]) -> T:
         waits = pauses(0.05, 2.0)
@@ -243,7 +243,7 @@ def start(group: GroupCommit[ItemT, T], item: ItemT) -> asyncio.Future[T]:
         raise refused("unavailable", "too much waits for the database", retry_after_s=RETRY_AFTER_S) from None
 
 
-def _forget(group: GroupCommit[ItemT, None], item: ItemT) -> None:
+def forget(group: GroupCommit[ItemT, None], item: ItemT) -> None:
     """Commits what nobody waits for, and what can do without."""
     try:
         group.start(item).add_done_callback(_log_failure)

@@ -186,6 +186,8 @@ INDEXES: dict[str, list[IndexModel]] = {
             partialFilterExpression={"status": "waiting"},
         ),
         IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0),
+        # Of a turn that has not ended the time is missing: so these are found, and counted by key, as well.
+        IndexModel([("tenant", ASCENDING), ("finished_at", ASCENDING), ("key_id", ASCENDING)], name="tenant_finished"),
         IndexModel([("finished_at", ASCENDING)], name="untold", partialFilterExpression={"outcome_pending": True}),
     ],
     "conversations": [
@@ -202,7 +204,19 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("died_at", ASCENDING)], name="expiry", expireAfterSeconds=DEAD_LETTERS_KEPT_S),
         IndexModel([("run_id", ASCENDING)], name="run"),
     ],
-    "keys": [IndexModel([("mac", ASCENDING)], name="mac", unique=True)],
+    "tenants": [
+        IndexModel([("created_at", ASCENDING), ("_id", ASCENDING)], name="in_order"),
+        IndexModel(
+            [("next_step", ASCENDING)],
+            name="deleted",
+            partialFilterExpression={"deleted_at": {"$exists": True}},
+        ),
+    ],
+    "keys": [
+        IndexModel([("mac", ASCENDING)], name="mac", unique=True),
+        IndexModel([("tenant", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)], name="tenant_in_order"),
+    ],
+    "request_counts": [IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0)],
 }
 
 
