@@ -40,6 +40,7 @@ SHORT_FIELDS = (
     "silent",
     "republished",
     "attempts_before",
+    "in_line",
     "followed",
     "dead_lettered",
     "adopted",
@@ -250,16 +251,24 @@ def request_hash(command: SubmitTurn) -> str:
 
 
 def new_turn(
-    command: SubmitTurn, *, model: str, seq: int, login: str | None, now: datetime, waits: bool = False
+    command: SubmitTurn,
+    *,
+    model: str,
+    seq: int,
+    login: str | None,
+    now: datetime,
+    waits: bool = False,
+    in_line: bool = False,
 ) -> Document:
     """The document of a turn that is accepted at `now`, its job not published yet.
 
-    It is queued, or if it `waits` behind another turn of its conversation, waiting.
+    It is queued; or waiting, if it `waits` behind another turn of its conversation, or `in_line` before the job queue.
     """
+    is_queued = not (waits or in_line)
     document: Document = {
         "_id": command.run_id,
         "tenant": command.tenant,
-        "status": "waiting" if waits else "queued",
+        "status": "queued" if is_queued else "waiting",
         "revision": 1,
         "attempt": 0,
         "bases": [],
@@ -281,10 +290,12 @@ def new_turn(
     if (conversation_id := conversation_of(command)) is not None:
         # Left out and not null where there is none: the unique indexes hold what exists.
         document |= {"conversation_id": conversation_id, "seq": seq}
-        if not waits:
+        if is_queued:
             document["active"] = True
     else:
         document["expires_at"] = now + STATELESS_KEPT
+    if in_line:
+        document |= {"in_line": True, "next_check": document["deadline"]}
     if command.idempotency_key is not None:
         document["idempotency_key"] = command.idempotency_key
     if login is not None:

@@ -14,6 +14,7 @@ from services.conversation_store.endings import Endings
 from services.conversation_store.paging import cursor, cut, position, time_and_id, time_cursor
 from services.conversation_store.refusals import found, invalid
 from services.conversation_store.repository import Applied, Repository
+from services.conversation_store.shares import Shares
 from services.conversation_store.submission import Submissions
 from services.conversation_store.turns import SUSPECTS_TOGETHER, AttemptLimits, Claim, Watch, suspects_at_once
 from shared.broker import Broker, BrokerError, Handlers
@@ -75,6 +76,7 @@ class Requests:
         endings: Endings,
         dead_letters: DeadLetters,
         *,
+        shares: Shares,
         limits: AttemptLimits,
     ) -> None:
         self._repository = repository
@@ -82,6 +84,7 @@ class Requests:
         self._submissions = submissions
         self._endings = endings
         self._dead_letters = dead_letters
+        self._shares = shares
         self._limits = limits
         self._looking_for: dict[str, asyncio.Task[bool]] = {}
 
@@ -197,6 +200,8 @@ class Requests:
 
     async def claim_run(self, request: ClaimRun) -> ClaimVerdict:
         """Gives the run to the worker, or says why not."""
+        self._shares.told(request.worker, request.slots, asyncio.get_running_loop().time())
+        readings = self._shares.queued.readings
         if request.redelivered and not self._hears_owners():
             raise refused("unavailable", "owners come first after a reconnect", retry_after_s=1)
         claim = Claim(
@@ -222,6 +227,9 @@ class Requests:
             )
         if applied.verdict != "granted":
             return ClaimVerdict(verdict="busy")
+        state = applied.turn.state()
+        if state.attempt == state.attempts_before + 1:
+            self._shares.taken(applied.turn.tenant, readings)
         return await self._granted(applied.turn)
 
     async def _gone(self, turn: Turn, claim: Claim) -> str | None:
@@ -260,6 +268,7 @@ class Requests:
 
     async def checkpoint(self, request: Checkpoint) -> Standings:
         """Keeps what a worker has of its runs, and says which of them have become another matter."""
+        self._shares.heard(request.worker, asyncio.get_running_loop().time())
         return await self._repository.turns.checkpoint(request)
 
     async def list_dead_letters(self, request: ListDeadLetters) -> DeadLetterPage:

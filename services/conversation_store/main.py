@@ -15,6 +15,7 @@ from services.conversation_store.handlers import Requests
 from services.conversation_store.intake import Intake
 from services.conversation_store.jobs import Jobs
 from services.conversation_store.limits import Policies, TurnLimits
+from services.conversation_store.line import Line
 from services.conversation_store.prompts import Budget
 from services.conversation_store.removal import Removals
 from services.conversation_store.repository import (
@@ -24,6 +25,7 @@ from services.conversation_store.repository import (
     migrate,
     open_repository,
 )
+from services.conversation_store.shares import Shares
 from services.conversation_store.submission import Submissions
 from services.conversation_store.sweeper import Pace, Sweeper
 from services.conversation_store.turns import AttemptLimits
@@ -80,7 +82,7 @@ class StoreSettings(DatabaseSettings):
         default=48_000, ge=0, le=500_000, description="characters of history in a prompt at most"
     )
     jobs_max: int = Field(
-        default=10_000, ge=1, description="jobs that may wait for a worker; past that, new turns are refused"
+        default=10_000, ge=1, description="jobs of a tenant that may wait for a worker; past that, new ones are refused"
     )
     attempts_max: int = Field(default=10, ge=1, le=100, description="attempts after which a run is given up")
     attempts_fruitless_max: int = Field(
@@ -122,13 +124,17 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         background(GRACE_S) as tasks,
     ):
         budget = Budget(settings.history_messages, settings.history_characters)
-        jobs = Jobs(repository, broker, tasks, budget=budget, at_most=settings.jobs_max)
+        shares = Shares()
+        jobs = Jobs(repository, broker, tasks, shares, budget=budget, at_most=settings.jobs_max)
+        line = Line(repository, shares, jobs)
         endings = Endings(repository, broker, tasks, announcements, jobs)
         policies = Policies(repository, settings.default_limits)
         # So that a first message need not wait for this.
         await policies.of_tenant(DEFAULT_TENANT)
         limits = TurnLimits(repository, policies)
-        submissions = Submissions(repository, tasks, jobs, endings, limits=limits, default_model=settings.default_model)
+        submissions = Submissions(
+            repository, tasks, jobs, endings, limits=limits, shares=shares, default_model=settings.default_model
+        )
         intake = Intake(
             repository,
             broker,
@@ -144,6 +150,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             submissions,
             endings,
             dead_letters,
+            shares=shares,
             limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
         )
         removals = Removals(repository, endings)
@@ -161,6 +168,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             broker.working(FinishRun, endings.take, prefetch=RESULTS_PREFETCH),
             broker.dead_letters(dead_letters.take, prefetch=DEAD_LETTERS_PREFETCH),
             jobs.watching(),
+            line.moving(),
             endings.telling_again(),
             sweeper.sweeping(),
             removals.removing(),

@@ -17,6 +17,7 @@ from services.conversation_store.limits import Allowance, TurnLimits
 from services.conversation_store.prompts import History
 from services.conversation_store.refusals import invalid
 from services.conversation_store.repository import DuplicateTurn, Repository
+from services.conversation_store.shares import Shares
 from services.conversation_store.turns import Adopt, Withdraw
 from shared.backoff import pauses
 from shared.contracts.jobs import GenerateReply
@@ -73,6 +74,7 @@ class Submissions:
         endings: Endings,
         *,
         limits: TurnLimits,
+        shares: Shares,
         default_model: str | None,
     ) -> None:
         self._repository = repository
@@ -80,6 +82,7 @@ class Submissions:
         self._jobs = jobs
         self._endings = endings
         self._limits = limits
+        self._shares = shares
         self._default_model = default_model
         self._places = asyncio.Semaphore(AT_ONCE)
 
@@ -118,7 +121,7 @@ class Submissions:
     async def _submit(
         self, command: SubmitTurn, model: str, leave_at: datetime | None, login: str | None, allowance: Allowance
     ) -> TurnAccepted:
-        refusal = _overloaded() if self._jobs.are_too_many else await allowance.problem()
+        refusal = _overloaded() if self._jobs.are_too_many(command.tenant) else await allowance.problem()
         if refusal is not None:
             # What was accepted before is answered as before, and costs nothing.
             mine = _made_before(command, await self._rivals(command))
@@ -156,14 +159,18 @@ class Submissions:
         login: str | None,
     ) -> TurnAccepted | None:
         """Commits the turn, which `waits` for its conversation or not; None if a unique index is against it."""
+        entering = None if waits else self._shares.enter(command.tenant)
+        in_line = not waits and entering is None
         now = self._repository.turns.clock.now()
-        document = new_turn(command, model=model, seq=standing.seq, login=login, now=now, waits=waits)
+        document = new_turn(command, model=model, seq=standing.seq, login=login, now=now, waits=waits, in_line=in_line)
         # Of a turn that waits, to see whether there can ever be one: its history is read when it is its turn.
         history = self._jobs.no_past() if waits else standing.history
         job = _job(command, model, history, document["deadline"])
         if not await self._inserted(document, leave_at):
             return None
-        accepted = self._accepted(Turn(document), command, None if waits else job)
+        if entering is not None:
+            self._shares.has_entered(command.tenant, entering)
+        accepted = self._accepted(Turn(document), command, job)
         # The job leaves before the reply does: the first token waits for it.
         await asyncio.sleep(0)
         return accepted
@@ -273,10 +280,13 @@ class Submissions:
             raise _unavailable("the database did not answer in time") from None
         return applied is not None and applied.verdict == "adopted"
 
-    def _accepted(self, turn: Turn, command: SubmitTurn, job: GenerateReply | None) -> TurnAccepted:
+    def _accepted(self, turn: Turn, command: SubmitTurn, job: GenerateReply) -> TurnAccepted:
         _ACCEPTED.inc()
         # The answer waits for none of this: the turn is committed, and whatever is left undone can be made good.
-        if job is None:
+        state = turn.state()
+        if state.in_line:
+            self._shares.joined(turn.tenant)
+        elif state.status == "waiting":
             self._background.start(self._take_place(turn, command))
         else:
             self._jobs.publish(job)

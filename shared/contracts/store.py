@@ -235,6 +235,8 @@ class ClaimRun(Request[ClaimVerdict]):
     company: int | None = None
     """With so many suspected runs the worker would be at work then, this one included; 0 if it has not been said yet
     that this is one. None from a worker of the release before, which knows of no such verdict."""
+    slots: int = 0
+    """How many answers the worker streams at a time; 0 if it does not say."""
 
 
 class RunProgress(Contract):

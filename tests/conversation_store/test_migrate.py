@@ -25,6 +25,8 @@ TURN_INDEXES = {
     "keyed",
     "waiting",
     "tenant_text",
+    "line",
+    "queued",
     "expiry",
     "tenant_finished",
     "untold",

@@ -18,12 +18,14 @@ from services.conversation_store.repository.database import (
 )
 from services.conversation_store.repository.queries import Repository, open_repository
 from services.conversation_store.repository.transitions import Applied
+from services.conversation_store.repository.waiting import LinedUp
 
 __all__ = [
     "DEFAULT_TENANT",
     "Applied",
     "DatabaseUnusable",
     "DuplicateTurn",
+    "LinedUp",
     "Repository",
     "TurnCommits",
     "connected",

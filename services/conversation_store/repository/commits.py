@@ -31,7 +31,7 @@ from services.conversation_store.repository.database import (
     refusal,
 )
 from services.conversation_store.repository.transitions import Applied, Outcome, Transition, Transitions, Try
-from services.conversation_store.turns import Bury, Command, Finish, Promote, Replay, Sweep
+from services.conversation_store.turns import Bury, Command, Finish, MoveUp, Promote, Replay, Sweep
 from shared.backoff import pauses
 from shared.contracts.problems import ServiceError, refused
 from shared.contracts.store import Checkpoint, Standings
@@ -123,10 +123,10 @@ class TurnCommits:
     async def apply(self, run_id: str, command: Command, *, tenant: str | None = None) -> Applied | None:
         """Decides a command and commits what follows from it. None if there is no such turn, or none of `tenant`'s.
 
-        Raises DuplicateTurn for a Promote or a Replay if the conversation is busy.
+        Raises DuplicateTurn for a Promote, a MoveUp or a Replay if the conversation is busy.
         May take as long as the database is away. Cancelled, it may be done all the same.
         """
-        is_repair = isinstance(command, Promote | Sweep | Bury | Replay)
+        is_repair = isinstance(command, Promote | MoveUp | Sweep | Bury | Replay)
         return await start(self._repairs if is_repair else self._transitions, Transition(run_id, command, tenant))
 
     async def checkpoint(self, checkpoint: Checkpoint) -> Standings:

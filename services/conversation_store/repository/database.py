@@ -185,6 +185,16 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="waiting",
             partialFilterExpression={"status": "waiting"},
         ),
+        IndexModel(
+            [("in_line", ASCENDING), ("tenant", ASCENDING), ("created_at", ASCENDING)],
+            name="line",
+            partialFilterExpression={"in_line": True},
+        ),
+        IndexModel(
+            [("status", ASCENDING), ("tenant", ASCENDING)],
+            name="queued",
+            partialFilterExpression={"status": "queued"},
+        ),
         IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0),
         # Of a turn that has not ended the time is missing: so these are found, and counted by key, as well.
         IndexModel([("tenant", ASCENDING), ("finished_at", ASCENDING), ("key_id", ASCENDING)], name="tenant_finished"),
