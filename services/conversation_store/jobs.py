@@ -67,12 +67,13 @@ class Jobs:
         self._at_most = at_most
         self._depth = 0
         self._sent = 0
-        self._sent_before = 0
+        self._arrived = 0
+        self._arrived_before = 0
 
     @property
     def depth(self) -> int:
         """How many jobs wait for a worker: as many as there were a moment ago, and those sent from here since."""
-        return self._depth + self._sent - self._sent_before
+        return self._depth + self._sent - self._arrived_before
 
     def are_too_many(self, tenant: str) -> bool:
         """The queue is full, or about to be, with those of the tenant's turns that wait for a place there."""
@@ -84,14 +85,15 @@ class Jobs:
 
     async def _watch_for_ever(self) -> None:
         while True:
-            # Counted from before the question: a job that is counted twice does no harm, one that is not would.
-            sent = self._sent
+            # Only those that had arrived before the question are sure to be in the answer: a job that is counted twice
+            # does no harm, one that is not would.
+            arrived = self._arrived
             try:
                 self._depth = await self._broker.depth(JOBS)
             except BrokerError as error:
                 log.info("depth of the job queue is not known", cause=str(error))
             else:
-                self._sent_before = sent
+                self._arrived_before = arrived
                 _DEPTH.set(self._depth)
             await asyncio.sleep(WATCH_S)
 
@@ -173,6 +175,8 @@ class Jobs:
             # The turn is committed, so this is no failure of it: also not if the queue is full.
             log.warning("job is left to the sweeper", run_id=job.run_id, cause=type(error).__name__)
             return
+        finally:
+            self._arrived += 1
         crashpoint("after_job_published")
         self._repository.turns.mark_published(job.run_id)
 
