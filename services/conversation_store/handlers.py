@@ -11,13 +11,14 @@ import structlog
 from services.conversation_store.dead_letters import DeadLetters, contract
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
+from services.conversation_store.owners import Owners
 from services.conversation_store.paging import cursor, cut, position, time_and_id, time_cursor
 from services.conversation_store.refusals import found, invalid
 from services.conversation_store.repository import Applied, Repository
 from services.conversation_store.shares import Shares
 from services.conversation_store.submission import Submissions
 from services.conversation_store.turns import SUSPECTS_TOGETHER, AttemptLimits, Claim, Watch, suspects_at_once
-from shared.broker import Broker, BrokerError, Handlers
+from shared.broker import Broker, Handlers
 from shared.contracts.problems import refused
 from shared.contracts.resources import (
     Conversation,
@@ -58,9 +59,6 @@ T = TypeVar("T")
 WRITE_PATIENCE_S = 10.0
 """Longer than callers wait; what is then not written will be, and all of it may be repeated."""
 
-OWNERS_FIRST_S = 4.0
-"""So long after a reconnect no job that came again is a reason for a take-over: its owner reconnects as well."""
-
 _LAST = 1_000_000
 """Past the last message of any turn."""
 
@@ -86,7 +84,7 @@ class Requests:
         self._dead_letters = dead_letters
         self._shares = shares
         self._limits = limits
-        self._looking_for: dict[str, asyncio.Task[bool]] = {}
+        self._owners = Owners(broker)
 
     def handlers(self) -> Handlers:
         """Which function answers which request."""
@@ -202,7 +200,7 @@ class Requests:
         """Gives the run to the worker, or says why not."""
         self._shares.told(request.worker, request.slots, asyncio.get_running_loop().time())
         readings = self._shares.queued.readings
-        if request.redelivered and not self._hears_owners():
+        if request.redelivered and not self._owners.are_heard:
             raise refused("unavailable", "owners come first after a reconnect", retry_after_s=1)
         claim = Claim(
             worker=request.worker,
@@ -212,10 +210,15 @@ class Requests:
             continues=request.continuation == "prefill",
             limits=self._limits,
             company=request.company,
+            gone=self._owners.gone if request.redelivered else frozenset(),
         )
         applied = await _patiently(self._repository.turns.apply(request.run_id, claim))
-        if applied is not None and applied.verdict == "busy" and (gone := await self._gone(applied.turn, claim)):
-            applied = await _patiently(self._repository.turns.apply(request.run_id, replace(claim, gone=gone)))
+        if applied is not None and applied.verdict == "busy" and claim.redelivered:
+            state = applied.turn.state()
+            is_same = claim.job_message_id == state.job_message_id
+            if is_same and state.owner is not None and await self._owners.is_gone(state.owner):
+                gone = frozenset((state.owner,))
+                applied = await _patiently(self._repository.turns.apply(request.run_id, replace(claim, gone=gone)))
         if applied is None or applied.verdict == "over":
             return ClaimVerdict(verdict="over")
         if applied.verdict == "exhausted":
@@ -231,26 +234,6 @@ class Requests:
         if state.attempt == state.attempts_before + 1:
             self._shares.taken(applied.turn.tenant, readings)
         return await self._granted(applied.turn)
-
-    async def _gone(self, turn: Turn, claim: Claim) -> str | None:
-        """The worker that has the run, if the broker took the run's job from it and does not know it any more."""
-        owner, is_same = turn.state().owner, claim.job_message_id == turn.state().job_message_id
-        if owner is None or not (claim.redelivered and is_same):
-            return None
-        # All the runs of a worker that dies are claimed at once: it is looked for once.
-        looking = self._looking_for.get(owner)
-        if looking is None:
-            looking = self._looking_for[owner] = asyncio.ensure_future(self._broker.is_there(owner))
-            looking.add_done_callback(lambda _: self._looking_for.pop(owner, None))
-        try:
-            return None if await asyncio.shield(looking) else owner
-        except BrokerError as error:
-            log.info("owner could not be looked for", run_id=turn.id, cause=type(error).__name__)
-            return None
-
-    def _hears_owners(self) -> bool:
-        """Whether a worker that is at work has had the time to say so, since this store could hear it."""
-        return asyncio.get_running_loop().time() - self._broker.taking_since >= OWNERS_FIRST_S
 
     async def _granted(self, turn: Turn) -> ClaimVerdict:
         state = turn.state()

@@ -153,7 +153,7 @@ class Claim:
     """A worker that was given the job asks for the run; it has held the job for `waited`.
 
     continues: its model can go on from the text of the attempts before. company: see `ClaimRun`.
-    gone: a worker that has lost all its connections.
+    gone: workers that have lost all their connections.
     """
 
     worker: str
@@ -163,7 +163,7 @@ class Claim:
     continues: bool = False
     limits: AttemptLimits = AttemptLimits()
     company: int | None = None
-    gone: str | None = None
+    gone: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +333,7 @@ def _claim(before: TurnState, claim: Claim, now: datetime) -> Decision:
     # The broker took the job from its owner, who is gone, or was given time to show that it is at work, and did not.
     is_same_message = claim.redelivered and claim.job_message_id == before.job_message_id
     was_silent = claim.waited >= SILENCE and (before.renewed_at is None or now - before.renewed_at >= claim.waited)
-    if before.has_lapsed(now) or (is_same_message and (was_silent or claim.gone == before.worker)):
+    if before.has_lapsed(now) or (is_same_message and (was_silent or before.worker in claim.gone)):
         return Decision("over", before) if is_overdue else _take_over(before, claim, now)
     return Decision("busy", before)
 

@@ -14,7 +14,7 @@ from shared.contracts.store import ClaimRun, ClaimVerdict
 
 log = structlog.get_logger(__name__)
 
-RETURN_WAIT_S = 0.4
+RETURN_WAIT_S = 0.3
 """Longer than a worker takes to connect again whose connection broke, while the broker is well."""
 REDELIVERY_WAIT_S = 1.2
 """Longer than the period at which a living owner shows itself."""

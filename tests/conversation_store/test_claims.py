@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store import handlers
+from services.conversation_store import owners
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import CancelTurn, Checkpoint, GetRun, RunProgress, RunStanding, SubmitTurn, WatchRun
 from tests.conversation_store.conftest import Surroundings
@@ -59,11 +59,11 @@ async def test_job_that_came_again_is_no_reason_for_a_take_over_while_its_owner_
 ) -> None:
     command = await begun(around, documents, BEGINNING)
     again = claim_run(command.run_id, "w2", redelivered=True, waited_ms=1200)
-    monkeypatch.setattr(handlers, "OWNERS_FIRST_S", 1_000_000.0)
+    monkeypatch.setattr(owners, "OWNERS_FIRST_S", 1_000_000.0)
     with pytest.raises(ServiceError) as refused:
         await around.worker.call(again)
     assert refused.value.problem.code == "unavailable"
-    monkeypatch.setattr(handlers, "OWNERS_FIRST_S", 0.0)
+    monkeypatch.setattr(owners, "OWNERS_FIRST_S", 0.0)
     claim = await around.worker.call(again)
     assert (claim.verdict, claim.attempt) == ("granted", 2)
 
@@ -71,7 +71,7 @@ async def test_job_that_came_again_is_no_reason_for_a_take_over_while_its_owner_
 async def test_run_of_a_worker_that_is_gone_is_taken_over_at_once_and_that_of_one_that_is_there_is_not(
     around: Surroundings, documents: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handlers, "OWNERS_FIRST_S", 0.0)
+    monkeypatch.setattr(owners, "OWNERS_FIRST_S", 0.0)
     command = submit_turn(subscriber=around.api.process)
     await around.api.call(command)
     first = claim_run(command.run_id, around.worker.process)

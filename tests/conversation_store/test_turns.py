@@ -114,10 +114,10 @@ def test_who_has_hardly_waited_knows_nothing_of_an_owner_but_that_it_is_gone() -
     hardly = claim("w2", "m1", redelivered=True, waited=0.4)
     later = NOW + timedelta(seconds=0.9)
     assert decide(running, hardly, later).verdict == "busy"
-    assert decide(running, replace(hardly, gone="w3"), later).verdict == "busy"
-    assert decide(running, replace(hardly, gone="w1"), later).verdict == "granted"
+    assert decide(running, replace(hardly, gone=frozenset({"w3"})), later).verdict == "busy"
+    assert decide(running, replace(hardly, gone=frozenset({"w1"})), later).verdict == "granted"
     another_message = claim("w2", "m2", redelivered=True, waited=0.4)
-    assert decide(running, replace(another_message, gone="w1"), later).verdict == "busy"
+    assert decide(running, replace(another_message, gone=frozenset({"w1"})), later).verdict == "busy"
 
 
 def test_owner_that_claims_again_while_it_is_being_cancelled_keeps_the_run_and_ends_it_cancelled() -> None:

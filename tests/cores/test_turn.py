@@ -141,7 +141,7 @@ class TurnLives(RuleBasedStateMachine):
         waited=st.sampled_from([0.4, 1.2, 2.0]),
         continues=st.booleans(),
         company=st.sampled_from([None, 0, 1, 2, SUSPECTS_TOGETHER, SUSPECTS_TOGETHER + 1]),
-        gone=st.none() | WORKERS,
+        gone=st.frozensets(WORKERS),
     )
     def claim(
         self,
@@ -153,7 +153,7 @@ class TurnLives(RuleBasedStateMachine):
         waited: float,
         continues: bool,
         company: int | None,
-        gone: str | None,
+        gone: frozenset[str],
     ) -> None:
         waiting = timedelta(seconds=waited)
         self.send(by, Claim(worker, message, redelivered, waiting, continues, self.limits, company, gone))
@@ -370,7 +370,7 @@ class TurnLives(RuleBasedStateMachine):
             assert before.renewed_at is not None
             silent = self.now - before.renewed_at
             is_same_message = claim.redelivered and claim.job_message_id == before.job_message_id
-            has_left = silent >= claim.waited >= SILENCE or claim.gone == before.owner
+            has_left = silent >= claim.waited >= SILENCE or before.owner in claim.gone
             assert silent >= LEASE or (is_same_message and has_left), "a live owner lost its run"
             counted = replace(self.counted)
             counted.lost(before.held, has_spoken=before.held_attempt == before.attempt)

@@ -42,7 +42,7 @@ class Script:
     first_s: float = 0.0
     """Delay between the headers and the first token."""
     drip_s: float = 0.0
-    """Delay before each token but the first."""
+    """Delay before each token but the first that it generates."""
     hold_after: int = -1
     """Hold once this many tokens are written, until the test lets more through the gate of `tag`.
 

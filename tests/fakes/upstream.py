@@ -238,9 +238,9 @@ class FakeUpstream:
             if script.garbage_after == position:
                 yield _lines(script, ['data: {"choices": [{"delta": {"content": "unfin'])
             if position < len(tokens):
-                written += len(tokens[position])
-                if position and written > at_once:
+                if written > at_once:
                     await asyncio.sleep(script.drip_s)
+                written += len(tokens[position])
                 yield _event(script, _chunk(record, {"content": tokens[position]}))
                 record.written_at.append(asyncio.get_running_loop().time())
                 await self._note()

@@ -55,11 +55,12 @@ class Checkpoints:
         await asyncio.wait(tuple(self._writing))
         return True
 
-    async def text(self, run_id: str) -> str:
-        """The checkpointed text of a run that is not over."""
+    async def texts(self, run_ids: Sequence[str]) -> list[str]:
+        """The checkpointed texts of runs that are not over, in order."""
         with asking():
-            document = await self._turns.find_one({"_id": run_id}, {"checkpoint": 1})
-        return "".join(document.get("checkpoint", ())) if document else ""
+            found = await self._turns.find({"_id": {"$in": list(run_ids)}}, {"checkpoint": 1}).to_list(None)
+        texts = {document["_id"]: "".join(document.get("checkpoint", ())) for document in found}
+        return [texts.get(run_id, "") for run_id in run_ids]
 
     async def _take_progress(self, worker: str, runs: Sequence[RunProgress]) -> list[RunStanding]:
         if not runs:

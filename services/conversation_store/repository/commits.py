@@ -80,6 +80,7 @@ class TurnCommits:
         self._published = GroupCommit[str, None](self._mark_published, at_most=1000, pause=MARKS_PAUSE_S)
         self._told = GroupCommit[str, None](self._mark_told, at_most=1000)
         self._touched = GroupCommit[tuple[str, datetime], None](self._touch, at_most=1000, pause=MARKS_PAUSE_S)
+        self._texts = GroupCommit[str, str](self._checkpoints.texts)
 
     async def __aenter__(self) -> Self:
         await self.look_at_the_clock()
@@ -90,6 +91,7 @@ class TurnCommits:
             self._published,
             self._told,
             self._touched,
+            self._texts,
         ):
             await self._exit.enter_async_context(group)
         return self
@@ -138,7 +140,7 @@ class TurnCommits:
 
     async def checkpointed(self, run_id: str) -> str:
         """The checkpointed text of a run that is not over. Raises ServiceError(unavailable)."""
-        return await self._checkpoints.text(run_id)
+        return await start(self._texts, run_id)
 
     async def mark_told(self, run_id: str) -> None:
         """The turn's outcome is in the queue of the service that submitted it."""
