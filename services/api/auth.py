@@ -3,8 +3,9 @@
 import asyncio
 import hashlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, get_args
 
+from services.api.dialects import RequiredScope
 from shared.broker import Broker
 from shared.contracts.problems import ServiceError, refused
 from shared.contracts.resources import KeyGrant
@@ -16,7 +17,21 @@ REFUSAL_S = 3.0
 REMEMBERED_MAX = 10_000
 KEY_MAX_CHARACTERS = 500
 
+_SCOPES: tuple[RequiredScope, ...] = get_args(RequiredScope)
+_KEYS: dict[RequiredScope, str] = {
+    "chat": "a key",
+    "admin": "an admin key of the tenant",
+    "bootstrap": "the operator's bootstrap key",
+}
+
 T = TypeVar("T")
+
+
+def demand(scope: RequiredScope, grant: KeyGrant) -> None:
+    """Raises ServiceError `forbidden` unless the key is good for what takes that scope."""
+    has: RequiredScope = "bootstrap" if grant.bootstrap else grant.scope
+    if _SCOPES.index(has) < _SCOPES.index(scope):
+        raise refused("forbidden", f"This takes {_KEYS[scope]}.")
 
 
 class Keys:

@@ -10,7 +10,7 @@ import structlog
 from aiohttp import web
 from prometheus_client import Counter
 
-from services.api.auth import Keys
+from services.api.auth import Keys, demand
 from services.api.calls import CALL, Call
 from services.api.dialects import Answer, Ask, Dialect, Endpoint, Follow, Incoming, Submit
 from services.api.runs import Runs
@@ -157,6 +157,7 @@ class Api:
                 raise refused("unavailable", "This replica stops; ask again.", retry_after_s=1)
             asked_at = self._clock()
             call.grant = await self._keys.check(request.headers.get("Authorization"), STORE_TIMEOUT_S)
+            demand(endpoint.scope, call.grant)
             spent = self._clock() - asked_at
             body = await self._read(request) if endpoint.has_body else b""
             call.deadline = self._clock() + STORE_TIMEOUT_S - spent

@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from infra.local.process import free_port
+from services.api.dialects import Dialect
 from services.api.dialects.native import Native
 from services.api.http import Api
 from services.api.main import listening, readiness
@@ -30,7 +31,12 @@ from tests.stack.backends import Backend
 from tests.stack.client import NativeClient, native_client
 from tests.stack.rooms import fresh_vhost
 
-KEYS = {"key-of-one": "one", "key-of-two": "two"}
+KEYS = {
+    "key-of-one": KeyGrant(key_id="id-of-key-of-one", tenant="one", scope="admin"),
+    "chat-key-of-one": KeyGrant(key_id="id-of-chat-key-of-one", tenant="one", scope="chat"),
+    "key-of-two": KeyGrant(key_id="id-of-key-of-two", tenant="two", scope="admin"),
+    "bootstrap-key": KeyGrant(key_id="bootstrap", tenant="one", scope="admin", bootstrap=True),
+}
 BODY_MAX_BYTES = 64 * 1024
 PATIENCE_S = 5.0
 
@@ -153,9 +159,9 @@ class Peers:
     async def answer(self, request: Request[Any]) -> Contract:
         """Plays the store."""
         if isinstance(request, CheckKey):
-            for key, tenant in KEYS.items():
+            for key, grant in KEYS.items():
                 if request.digest == hashlib.sha256(key.encode()).hexdigest():
-                    return KeyGrant(key_id=f"id-of-{key}", tenant=tenant, scope="chat")
+                    return grant
             raise refused("unauthorized", "This key is not known.")
         if isinstance(request, Ping):
             return Done()
@@ -182,8 +188,8 @@ class Peers:
 
 
 @asynccontextmanager
-async def peers_on(amqp_url: Callable[[str], str], stop: asyncio.Event) -> AsyncIterator[Peers]:
-    """An api process's parts, in this process, with a store and a worker to play."""
+async def peers_on(amqp_url: Callable[[str], str], stop: asyncio.Event, *dialects: Dialect) -> AsyncIterator[Peers]:
+    """An api process's parts, in this process, with a store and a worker to play; it speaks native by default."""
     port = free_port()
     async with (
         open_broker(amqp_url("parley-store"), "conversation_store") as store,
@@ -191,7 +197,7 @@ async def peers_on(amqp_url: Callable[[str], str], stop: asyncio.Event) -> Async
         open_broker(amqp_url("parley-api"), "api") as broker,
         serving_streams(broker) as streams,
     ):
-        http = Api(broker, streams, (Native(),), readiness(broker, stop), BODY_MAX_BYTES)
+        http = Api(broker, streams, dialects or (Native(),), readiness(broker, stop), BODY_MAX_BYTES)
         peers = Peers(store, worker, broker, streams, http, port)
         handlers = dict.fromkeys(handled_by("conversation_store", "rpc"), peers.answer)
         async with (

@@ -12,6 +12,8 @@ from shared.contracts.store import SubmitTurn
 R = TypeVar("R", bound=Contract)
 
 OnDisconnect = Literal["continue", "cancel"]
+RequiredScope = Literal["chat", "admin", "bootstrap"]
+"""What a key must be good for; whoever may do the later of these may do those before it, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,15 @@ Command = Ask[Any] | Submit | Follow
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One method on one path; a variable in the path is `{name}`. `parse` raises ServiceError for a bad request."""
+    """One method on one path; a variable in the path is `{name}`. `parse` raises ServiceError for a bad request.
+
+    scope: what the key must be good for.
+    """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     parse: Callable[[Incoming], Command]
+    scope: RequiredScope = "chat"
 
     @property
     def has_body(self) -> bool:
