@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from services.conversation_store.turns import PUBLISH_CHECK, TurnState
+from shared.contracts.chatbots import Chatbot, CreateChatbot
 from shared.contracts.problems import RunError
 from shared.contracts.resources import Conversation, ConversationMessage, Receipt, Run, Usage
 from shared.contracts.store import CreateConversation, SubmitTurn
@@ -374,10 +375,13 @@ def new_conversation(command: CreateConversation, now: datetime) -> Document:
     }
 
 
+def _stored(values: Mapping[str, Any]) -> Document:
+    return {name: _text_of(value) if name in ("metadata", "foreign") else value for name, value in values.items()}
+
+
 def conversation_changes(changes: Mapping[str, Any], now: datetime) -> Document:
     """The fields to set for `changes`, which holds new titles and metadata by name."""
-    stored = {name: _text_of(value) if name == "metadata" else value for name, value in changes.items()}
-    return {**stored, "updated_at": now}
+    return {**_stored(changes), "updated_at": now}
 
 
 def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conversation:
@@ -388,6 +392,52 @@ def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conv
         title=document["title"],
         metadata=orjson.loads(document["metadata"]),
         active_run_id=active_run_id,
+        created_at=document["created_at"],
+        updated_at=document["updated_at"],
+    )
+
+
+def new_chatbot(command: CreateChatbot, *, number: int, slug: str, now: datetime) -> Document:
+    """The document of a chatbot that is made at `now`."""
+    return {
+        "_id": command.chatbot_id,
+        "tenant": command.tenant,
+        "number": number,
+        "name": command.name,
+        "slug": slug,
+        "model": command.model,
+        "temperature": command.temperature,
+        "instructions": command.instructions,
+        "metadata": _text_of(command.metadata),
+        "foreign": _text_of(command.foreign),
+        "created_at": now,
+        "updated_at": now,
+    }
+
+
+def chatbot_changes(changes: Mapping[str, Any], now: datetime) -> Document:
+    """The fields to set for `changes`, which holds new values by name."""
+    return {**_stored(changes), "updated_at": now}
+
+
+def deleted_chatbot(now: datetime) -> tuple[Document, list[str]]:
+    """The fields to set, and those to remove, of a chatbot that is deleted at `now`."""
+    texts = ["name", "slug", "model", "temperature", "instructions", "metadata", "foreign"]
+    return {"deleted_at": now, "uncleaned": True}, texts
+
+
+def chatbot(document: Mapping[str, Any]) -> Chatbot:
+    """The chatbot that clients see."""
+    return Chatbot(
+        id=document["_id"],
+        number=document["number"],
+        name=document["name"],
+        slug=document["slug"],
+        model=document["model"],
+        temperature=document["temperature"],
+        instructions=document["instructions"],
+        metadata=orjson.loads(document["metadata"]),
+        foreign=orjson.loads(document["foreign"]),
         created_at=document["created_at"],
         updated_at=document["updated_at"],
     )

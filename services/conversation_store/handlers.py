@@ -14,8 +14,9 @@ from services.conversation_store.dead_letters import DeadLetters, contract
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
 from services.conversation_store.paging import cursor, cut, position
+from services.conversation_store.refusals import found, invalid
 from services.conversation_store.repository import Applied, Repository
-from services.conversation_store.submission import Submissions, invalid
+from services.conversation_store.submission import Submissions
 from services.conversation_store.turns import SUSPECTS_TOGETHER, AttemptLimits, Claim, Watch, suspects_at_once
 from shared.broker import Broker, BrokerError, Handlers
 from shared.contracts.problems import refused
@@ -145,7 +146,7 @@ class Requests:
 
     async def create_conversation(self, request: CreateConversation) -> Conversation:
         """Opens a conversation; the same request again gives the same one."""
-        if request.chatbot_id and not await self._repository.has_chatbot(request.tenant, request.chatbot_id):
+        if request.chatbot_id and not await self._repository.chatbots.get(request.tenant, request.chatbot_id):
             raise invalid("/chatbot_id", "there is no such chatbot")
         opened = await self._repository.create_conversation(request)
         if opened is None:
@@ -154,7 +155,7 @@ class Requests:
 
     async def get_conversation(self, request: GetConversation) -> Conversation:
         """One conversation."""
-        return _found(await self._repository.conversation(request.tenant, request.conversation_id), "conversation")
+        return found(await self._repository.conversation(request.tenant, request.conversation_id), "conversation")
 
     async def list_conversations(self, request: ListConversations) -> ConversationPage:
         """Conversations, newest first."""
@@ -165,10 +166,9 @@ class Requests:
 
     async def update_conversation(self, request: UpdateConversation) -> Conversation:
         """Renames a conversation, or replaces its metadata."""
-        fields = request.changes.model_fields_set
-        changes = {name: getattr(request.changes, name) for name in fields}
+        changes = request.changes.by_name()
         updated = await self._repository.update_conversation(request.tenant, request.conversation_id, changes)
-        return _found(updated, "conversation")
+        return found(updated, "conversation")
 
     async def delete_conversation(self, request: DeleteConversation) -> Done:
         """Deletes a conversation with its texts and cancels the runs that are at work or wait in it."""
@@ -207,25 +207,25 @@ class Requests:
 
     async def get_run(self, request: GetRun) -> Run:
         """One run with the text that the store knows."""
-        return _found(await self._repository.turn(request.run_id, request.tenant), "run").run()
+        return found(await self._repository.turn(request.run_id, request.tenant), "run").run()
 
     async def watch_run(self, request: WatchRun) -> RunWatched:
         """Adds a subscriber, and says where the run stands."""
         watching = self._repository.turns.apply(request.run_id, Watch(request.subscriber), tenant=request.tenant)
-        applied: Applied = _found(await _patiently(watching), "run")
+        applied: Applied = found(await _patiently(watching), "run")
         turn = applied.turn
         if applied.verdict == "over":
             # Its text was not read with its state.
-            turn = _found(await self._repository.turn(request.run_id, request.tenant, decided=True), "run")
+            turn = found(await self._repository.turn(request.run_id, request.tenant, decided=True), "run")
         state = turn.state()
         return RunWatched(run=turn.run(), owner=state.owner, bases=state.bases, deadline=turn.deadline)
 
     async def cancel_turn(self, request: CancelTurn) -> Run:
         """Stops a run, in whatever state it is."""
         cancelling = self._endings.cancel(request.run_id, tenant=request.tenant, patience=WRITE_PATIENCE_S)
-        _found(await cancelling, "run")
+        found(await cancelling, "run")
         # Read anew, for its text.
-        return _found(await self._repository.turn(request.run_id, request.tenant, decided=True), "run").run()
+        return found(await self._repository.turn(request.run_id, request.tenant, decided=True), "run").run()
 
     async def claim_run(self, request: ClaimRun) -> ClaimVerdict:
         """Gives the run to the worker, or says why not."""
@@ -305,12 +305,6 @@ class Requests:
     async def replay_dead_letter(self, request: ReplayDeadLetter) -> DeadLetter:
         """Tries a dead message again."""
         return await _patiently(self._dead_letters.replay(request.dead_letter_id))
-
-
-def _found(resource: T | None, name: str) -> T:
-    if resource is None:
-        raise refused("not_found", f"there is no such {name}")
-    return resource
 
 
 async def _patiently(write: Awaitable[T]) -> T:

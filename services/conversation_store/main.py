@@ -8,6 +8,7 @@ import structlog
 from pydantic import Field, SecretStr, field_validator
 
 from services.conversation_store.background import background
+from services.conversation_store.chatbots import Chatbots
 from services.conversation_store.dead_letters import DeadLetters
 from services.conversation_store.endings import Endings, announcing
 from services.conversation_store.handlers import Keys, Requests
@@ -122,9 +123,10 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
             default_tenant=DEFAULT_TENANT,
         )
+        chatbots = Chatbots(repository)
         sweeper = Sweeper(repository, broker, tasks, jobs, endings, pace=pace or Pace())
         async with (
-            broker.serving(requests.handlers()),
+            broker.serving({**requests.handlers(), **chatbots.handlers()}),
             broker.working(SubmitTurn, intake.take, prefetch=INTAKE_PREFETCH),
             broker.working(FinishRun, endings.take, prefetch=RESULTS_PREFETCH),
             broker.dead_letters(dead_letters.take, prefetch=DEAD_LETTERS_PREFETCH),

@@ -14,11 +14,12 @@ from services.conversation_store.documents import Document, Turn, conversation_o
 from services.conversation_store.endings import Endings
 from services.conversation_store.jobs import Jobs, new_job
 from services.conversation_store.prompts import History
+from services.conversation_store.refusals import invalid
 from services.conversation_store.repository import DuplicateTurn, Repository
 from services.conversation_store.turns import Adopt, Withdraw
 from shared.backoff import pauses
 from shared.contracts.jobs import GenerateReply
-from shared.contracts.problems import FieldError, Problem, ServiceError, refused
+from shared.contracts.problems import ServiceError, refused
 from shared.contracts.store import CreateConversation, SubmitTurn, TurnAccepted
 
 log = structlog.get_logger(__name__)
@@ -45,14 +46,6 @@ RETRY_AFTER_FULL_S = 5
 _ACCEPTED = Counter("parley_store_turns_accepted", "turns committed")
 _LATE = Counter("parley_store_turns_withdrawn", "turns that were committed after their submitter had left")
 _OVERLOADED = Counter("parley_store_turns_overloaded", "turns refused because the job queue was full")
-
-
-def invalid(path: str, message: str) -> ServiceError:
-    """The refusal of one field of a request."""
-    detail = "the request is not valid"
-    return ServiceError(
-        Problem(code="invalid_request", detail=detail, errors=(FieldError(path=path, message=message),))
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +167,7 @@ class Submissions:
         wanted = command.conversation
         if wanted is None:
             raise refused("not_found", "there is no such conversation")
-        if wanted.chatbot_id is not None and not await self._repository.has_chatbot(command.tenant, wanted.chatbot_id):
+        if wanted.chatbot_id is not None and not await self._repository.chatbots.get(command.tenant, wanted.chatbot_id):
             raise invalid("/conversation/chatbot_id", "there is no such chatbot")
         opened = await self._repository.create_conversation(
             CreateConversation(

@@ -1,9 +1,17 @@
 """What every contract is made of: the base models, and the field types that several of them use."""
 
 from datetime import datetime
-from typing import Annotated, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    model_serializer,
+)
 
 INT64_MAX = 2**63 - 1
 METADATA_MAX_DEPTH = 8
@@ -35,6 +43,20 @@ class Contract(BaseModel):
 
 class Message(Contract):
     """A contract that travels by itself; its class name is the AMQP `type`, its route is in `routes`."""
+
+
+class Changes(Contract):
+    """What is to be changed of a resource: only the fields that are set, null included."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_set(self, serialized: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        # Otherwise the reader would take the default of a field that was left out for a change.
+        values: dict[str, JsonValue] = serialized(self)
+        return {name: value for name, value in values.items() if name in self.model_fields_set}
+
+    def by_name(self) -> dict[str, Any]:
+        """The new values of what is to be changed."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 ReplyT = TypeVar("ReplyT", bound=Contract)

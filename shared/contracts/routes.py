@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.contracts.base import Contract, Message
+from shared.contracts.chatbots import CreateChatbot, DeleteChatbot, GetChatbot, ListChatbots, UpdateChatbot
 from shared.contracts.events import Frame, SubscriberText
 from shared.contracts.jobs import (
     AttachRun,
@@ -76,6 +77,11 @@ ROUTES: tuple[Route, ...] = (
         ListConversations,
         UpdateConversation,
         DeleteConversation,
+        CreateChatbot,
+        GetChatbot,
+        ListChatbots,
+        UpdateChatbot,
+        DeleteChatbot,
         ListMessages,
         SubmitTurn,
         GetRun,

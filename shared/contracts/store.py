@@ -2,16 +2,21 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    JsonValue,
-    SerializerFunctionWrapHandler,
-    StringConstraints,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, model_validator
 
-from shared.contracts.base import Contract, Cursor, Id, Key, Metadata, ModelName, Request, TenantId, Time, Title
+from shared.contracts.base import (
+    Changes,
+    Contract,
+    Cursor,
+    Id,
+    Key,
+    Metadata,
+    ModelName,
+    Request,
+    TenantId,
+    Time,
+    Title,
+)
 from shared.contracts.resources import (
     Conversation,
     ConversationPage,
@@ -74,17 +79,11 @@ class ListConversations(Request[ConversationPage]):
     cursor: Cursor | None
 
 
-class ConversationChanges(Contract):
-    """What is to be changed: only the fields that are set, null included."""
+class ConversationChanges(Changes):
+    """What is to be changed of a conversation."""
 
     title: Title | None = None
     metadata: Metadata = Field(default_factory=dict)
-
-    @model_serializer(mode="wrap")
-    def _only_what_is_set(self, serialized: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        # Otherwise the reader would take the default of a field that was left out for a change.
-        values: dict[str, JsonValue] = serialized(self)
-        return {name: value for name, value in values.items() if name in self.model_fields_set}
 
 
 class UpdateConversation(Request[Conversation]):

@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.handlers import Requests
 from services.conversation_store.paging import PAGE_MAX_BYTES
 from shared.contracts.base import Contract, Request
 from shared.contracts.problems import Problem, ServiceError
 from shared.contracts.resources import Conversation, ConversationMessage
-from shared.contracts.routes import handled_by
 from shared.contracts.store import (
     CheckKey,
     ConversationChanges,
@@ -61,12 +59,6 @@ def listing(**fields: Any) -> ListConversations:
 
 def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def test_every_request_of_the_store_has_a_handler() -> None:
-    made: Any = Requests
-    requests = made(None, None, None, None, None, keys=None, limits=None, default_tenant=TENANT)
-    assert set(requests.handlers()) == handled_by("conversation_store", "rpc")
 
 
 async def test_bootstrap_key_is_the_admin_of_the_default_tenant(around: Surroundings) -> None:

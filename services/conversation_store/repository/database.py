@@ -197,6 +197,16 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("tenant", ASCENDING), ("title", TEXT)], name="tenant_title", default_language="none"),
         IndexModel([("deleted_at", ASCENDING)], name="uncleaned", partialFilterExpression={"uncleaned": True}),
     ],
+    "chatbots": [
+        IndexModel([("tenant", ASCENDING), ("number", ASCENDING)], name="tenant_number", unique=True),
+        IndexModel(
+            [("tenant", ASCENDING), ("slug", ASCENDING)],
+            name="tenant_slug",
+            unique=True,
+            partialFilterExpression={"slug": {"$exists": True}},
+        ),
+        IndexModel([("deleted_at", ASCENDING)], name="uncleaned", partialFilterExpression={"uncleaned": True}),
+    ],
     "dead_letters": [
         IndexModel([("died_at", DESCENDING), ("_id", DESCENDING)], name="newest"),
         IndexModel([("died_at", ASCENDING)], name="expiry", expireAfterSeconds=DEAD_LETTERS_KEPT_S),

@@ -18,6 +18,7 @@ from services.conversation_store.documents import (
 from services.conversation_store.paging import PAGE_MAX_BYTES
 from services.conversation_store.prompts import PastTurn
 from services.conversation_store.repository.beginnings import NOT_DELETED, Beginnings, past_fields, past_turn
+from services.conversation_store.repository.chatbots import Chatbots
 from services.conversation_store.repository.commits import TurnCommits
 from services.conversation_store.repository.database import Database, asking, connected, ensure_migrated, local
 from services.conversation_store.repository.dead_letters import KeptLetters
@@ -33,8 +34,8 @@ SEARCHED_TITLES = 1_000
 class Repository:
     """The store's data. Every read is bounded in time and raises ServiceError(unavailable) when it takes longer.
 
-    turns: the writers of turns. waiting: the order of turns in a conversation. dead_letters: what was set aside.
-    sweeps: what was left undone.
+    turns: the writers of turns. waiting: the order of turns in a conversation. chatbots: whom conversations are with.
+    dead_letters: what was set aside. sweeps: what was left undone.
     """
 
     def __init__(self, database: Database, turns: TurnCommits, beginnings: Beginnings) -> None:
@@ -42,6 +43,7 @@ class Repository:
         self.beginnings = beginnings
         self.sweeps = Sweeps(database, turns.clock)
         self.waiting = Waiting(database)
+        self.chatbots = Chatbots(database)
         self.dead_letters = KeptLetters(database)
         self._database = database
         self._turns = database["turns"]
@@ -63,12 +65,6 @@ class Repository:
         with asking():
             key = await self._database["keys"].find_one({"mac": mac, "revoked_at": None})
         return None if key is None else KeyGrant(key_id=key["_id"], tenant=key["tenant"], scope=key["scope"])
-
-    async def has_chatbot(self, tenant: str, chatbot_id: str) -> bool:
-        """The tenant has such a chatbot."""
-        with asking():
-            found = await self._database["chatbots"].find_one({"_id": chatbot_id, "tenant": tenant}, {"_id": 1})
-        return found is not None
 
     # Conversations
 
