@@ -1,7 +1,6 @@
 """Answers the requests about chatbots, one function per message."""
 
-import structlog
-
+from services.conversation_store.erasure import Erasures
 from services.conversation_store.paging import cursor, cut, position
 from services.conversation_store.refusals import found, invalid
 from services.conversation_store.repository import Repository
@@ -15,16 +14,16 @@ from shared.contracts.chatbots import (
     ListChatbots,
     UpdateChatbot,
 )
+from shared.contracts.problems import refused
 from shared.contracts.store import Done
-
-log = structlog.get_logger(__name__)
 
 
 class Chatbots:
     """The answers to those of `chat.requests` that are about chatbots. Each raises ServiceError."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, erasures: Erasures) -> None:
         self._chatbots = repository.chatbots
+        self._erasures = erasures
 
     def handlers(self) -> Handlers:
         """Which function answers which request."""
@@ -61,6 +60,7 @@ class Chatbots:
         return found(changed, "chatbot")
 
     async def delete(self, request: DeleteChatbot) -> Done:
-        """Deletes a chatbot."""
-        found(await self._chatbots.delete(request.tenant, request.chatbot), "chatbot")
+        """Deletes a chatbot; its conversations follow."""
+        if not await self._erasures.chatbot(request.tenant, request.chatbot):
+            raise refused("not_found", "there is no such chatbot")
         return Done()

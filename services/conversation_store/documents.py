@@ -11,7 +11,7 @@ import orjson
 from services.conversation_store.turns import PUBLISH_CHECK, TurnState
 from shared.contracts.chatbots import Chatbot, CreateChatbot
 from shared.contracts.problems import RunError
-from shared.contracts.resources import Conversation, ConversationMessage, Receipt, Run, Usage
+from shared.contracts.resources import ACTIVE, Conversation, ConversationMessage, Receipt, Run, Usage
 from shared.contracts.store import CreateConversation, SubmitTurn
 
 Document = dict[str, Any]
@@ -44,6 +44,7 @@ SHORT_FIELDS = (
     "followed",
     "dead_lettered",
     "adopted",
+    "chatbot_id",
     "model",
     "metadata",
     "request_hash",
@@ -249,8 +250,39 @@ def request_hash(command: SubmitTurn) -> str:
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class ChatbotSettings:
+    """What a chatbot gives to its turns, as far as they do not ask for something else."""
+
+    id: str
+    model: str | None
+    temperature: float | None
+    instructions: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What a turn is answered with, from its acceptance on, whatever becomes of its chatbot."""
+
+    model: str
+    temperature: float | None = None
+    instructions: str | None = None
+    chatbot_id: str | None = None
+
+
+def freeze(command: SubmitTurn, chatbot: ChatbotSettings | None, default_model: str | None) -> Frozen | None:
+    """What the turn is to be answered with: what it asks for, else its chatbot's. None if nobody names a model."""
+    model = command.model or (chatbot and chatbot.model) or default_model
+    if model is None:
+        return None
+    if chatbot is None:
+        return Frozen(model, command.temperature)
+    temperature = chatbot.temperature if command.temperature is None else command.temperature
+    return Frozen(model, temperature, chatbot.instructions, chatbot.id)
+
+
 def new_turn(
-    command: SubmitTurn, *, model: str, seq: int, login: str | None, now: datetime, waits: bool = False
+    command: SubmitTurn, *, frozen: Frozen, seq: int, login: str | None, now: datetime, waits: bool = False
 ) -> Document:
     """The document of a turn that is accepted at `now`, its job not published yet.
 
@@ -265,8 +297,8 @@ def new_turn(
         "bases": [],
         "subscribers": [command.subscriber] if command.subscriber else [],
         "input": [{"role": message.role, "content": message.content} for message in command.messages],
-        "model": model,
-        "temperature": command.temperature,
+        "model": frozen.model,
+        "temperature": frozen.temperature,
         "max_tokens": command.max_tokens,
         "metadata": _text_of(command.metadata),
         "request_hash": request_hash(command),
@@ -278,6 +310,10 @@ def new_turn(
     }
     if waits and command.on_busy == "interrupt":
         document["interrupts"] = True
+    if frozen.instructions is not None:
+        document["instructions"] = frozen.instructions
+    if frozen.chatbot_id is not None:
+        document["chatbot_id"] = frozen.chatbot_id
     if (conversation_id := conversation_of(command)) is not None:
         # Left out and not null where there is none: the unique indexes hold what exists.
         document |= {"conversation_id": conversation_id, "seq": seq}
@@ -363,16 +399,41 @@ def transition(
 
 
 def new_conversation(command: CreateConversation, now: datetime) -> Document:
-    """The document of a conversation that is opened at `now`."""
+    """The document of a conversation that is opened at `now`, but for its number."""
     return {
         "_id": command.conversation_id,
         "tenant": command.tenant,
         "chatbot_id": command.chatbot_id,
         "title": command.title,
         "metadata": _text_of(command.metadata),
+        "foreign": _text_of(command.foreign),
         "created_at": now,
         "updated_at": now,
     }
+
+
+def erased_conversation(now: datetime) -> Document:
+    """The fields to set of a conversation that is deleted at `now`."""
+    return {"deleted_at": now, "uncleaned": True, "title": None, "metadata": "{}", "foreign": "{}"}
+
+
+def erased_turn() -> list[Document]:
+    """The update that removes a turn's texts, and whatever tells of them; what it cost stays.
+
+    With the revision: a finish that is decided at this moment is decided anew, and finds the turn erased.
+    """
+    has_a_job = {"$in": ["$status", sorted(ACTIVE)]}
+    bare: Document = {
+        "erased": True,
+        "input": [],
+        "output": None,
+        "held": 0,
+        "metadata": "{}",
+        "request_hash": "",
+        "revision": {"$add": ["$revision", 1]},
+        "job_left": {"$cond": [has_a_job, True, "$$REMOVE"]},
+    }
+    return [{"$set": bare}, {"$unset": ["idempotency_key", "checkpoint", "instructions"]}]
 
 
 def _stored(values: Mapping[str, Any]) -> Document:
@@ -389,8 +450,10 @@ def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conv
     return Conversation(
         id=document["_id"],
         chatbot_id=document["chatbot_id"],
+        number=document.get("number"),
         title=document["title"],
         metadata=orjson.loads(document["metadata"]),
+        foreign=orjson.loads(document.get("foreign", "{}")),
         active_run_id=active_run_id,
         created_at=document["created_at"],
         updated_at=document["updated_at"],
@@ -423,7 +486,7 @@ def chatbot_changes(changes: Mapping[str, Any], now: datetime) -> Document:
 def deleted_chatbot(now: datetime) -> tuple[Document, list[str]]:
     """The fields to set, and those to remove, of a chatbot that is deleted at `now`."""
     texts = ["name", "slug", "model", "temperature", "instructions", "metadata", "foreign"]
-    return {"deleted_at": now, "uncleaned": True}, texts
+    return {"deleted_at": now, "uncleaned": True, "check_at": now}, texts
 
 
 def chatbot(document: Mapping[str, Any]) -> Chatbot:
@@ -441,3 +504,8 @@ def chatbot(document: Mapping[str, Any]) -> Chatbot:
         created_at=document["created_at"],
         updated_at=document["updated_at"],
     )
+
+
+def chatbot_settings(document: Mapping[str, Any]) -> ChatbotSettings:
+    """What the chatbot of that document, or of its part, gives to its turns."""
+    return ChatbotSettings(document["_id"], document["model"], document["temperature"], document["instructions"])

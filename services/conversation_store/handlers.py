@@ -13,6 +13,7 @@ import structlog
 from services.conversation_store.dead_letters import DeadLetters, contract
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
+from services.conversation_store.erasure import Erasures
 from services.conversation_store.paging import cursor, cut, position
 from services.conversation_store.refusals import found, invalid
 from services.conversation_store.repository import Applied, Repository
@@ -95,6 +96,7 @@ class Requests:
         endings: Endings,
         dead_letters: DeadLetters,
         *,
+        erasures: Erasures,
         keys: Keys,
         limits: AttemptLimits,
         default_tenant: str,
@@ -103,6 +105,7 @@ class Requests:
         self._broker = broker
         self._submissions = submissions
         self._endings = endings
+        self._erasures = erasures
         self._dead_letters = dead_letters
         self._keys = keys
         self._limits = limits
@@ -146,7 +149,7 @@ class Requests:
 
     async def create_conversation(self, request: CreateConversation) -> Conversation:
         """Opens a conversation; the same request again gives the same one."""
-        if request.chatbot_id and not await self._repository.chatbots.get(request.tenant, request.chatbot_id):
+        if request.chatbot_id and not await self._repository.chatbots.settings(request.tenant, request.chatbot_id):
             raise invalid("/chatbot_id", "there is no such chatbot")
         opened = await self._repository.create_conversation(request)
         if opened is None:
@@ -172,10 +175,7 @@ class Requests:
 
     async def delete_conversation(self, request: DeleteConversation) -> Done:
         """Deletes a conversation with its texts and cancels the runs that are at work or wait in it."""
-        had_it = await self._repository.delete_conversation(request.tenant, request.conversation_id)
-        # Also if it was deleted before: whoever did that may have died halfway.
-        await self._endings.cancel_all(request.conversation_id, tenant=request.tenant, patience=WRITE_PATIENCE_S)
-        if not had_it:
+        if not await self._erasures.conversation(request.tenant, request.conversation_id):
             raise refused("not_found", "there is no such conversation")
         return Done()
 
@@ -244,6 +244,8 @@ class Requests:
         if applied is not None and applied.verdict == "busy" and (gone := await self._gone(applied.turn, claim)):
             applied = await _patiently(self._repository.turns.apply(request.run_id, replace(claim, gone=gone)))
         if applied is None or applied.verdict == "over":
+            if applied is not None and applied.turn.is_erased:
+                await self._repository.erasing.job_gone(request.run_id)
             return ClaimVerdict(verdict="over")
         if applied.verdict == "exhausted":
             await self._dead_letters.give_up(applied.turn)

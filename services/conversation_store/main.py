@@ -11,6 +11,7 @@ from services.conversation_store.background import background
 from services.conversation_store.chatbots import Chatbots
 from services.conversation_store.dead_letters import DeadLetters
 from services.conversation_store.endings import Endings, announcing
+from services.conversation_store.erasure import Erasures
 from services.conversation_store.handlers import Keys, Requests
 from services.conversation_store.intake import Intake
 from services.conversation_store.jobs import Jobs
@@ -103,6 +104,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         budget = Budget(settings.history_messages, settings.history_characters)
         jobs = Jobs(repository, broker, tasks, budget=budget, at_most=settings.jobs_max)
         endings = Endings(repository, broker, tasks, announcements, jobs)
+        erasures = Erasures(repository, broker, tasks, endings)
         submissions = Submissions(repository, tasks, jobs, endings, default_model=settings.default_model)
         intake = Intake(
             repository,
@@ -119,14 +121,15 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             submissions,
             endings,
             dead_letters,
+            erasures=erasures,
             keys=Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value()),
             limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
             default_tenant=DEFAULT_TENANT,
         )
-        chatbots = Chatbots(repository)
-        sweeper = Sweeper(repository, broker, tasks, jobs, endings, pace=pace or Pace())
+        chatbots = Chatbots(repository, erasures)
+        sweeper = Sweeper(repository, broker, tasks, jobs, endings, erasures=erasures, pace=pace or Pace())
         async with (
-            broker.serving({**requests.handlers(), **chatbots.handlers()}),
+            broker.serving({**requests.handlers(), **chatbots.handlers(), **erasures.handlers()}),
             broker.working(SubmitTurn, intake.take, prefetch=INTAKE_PREFETCH),
             broker.working(FinishRun, endings.take, prefetch=RESULTS_PREFETCH),
             broker.dead_letters(dead_letters.take, prefetch=DEAD_LETTERS_PREFETCH),

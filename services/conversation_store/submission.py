@@ -10,7 +10,17 @@ import structlog
 from prometheus_client import Counter
 
 from services.conversation_store.background import Background
-from services.conversation_store.documents import Document, Turn, conversation_of, new_turn, present, request_hash
+from services.conversation_store.documents import (
+    ChatbotSettings,
+    Document,
+    Frozen,
+    Turn,
+    conversation_of,
+    freeze,
+    new_turn,
+    present,
+    request_hash,
+)
 from services.conversation_store.endings import Endings
 from services.conversation_store.jobs import Jobs, new_job
 from services.conversation_store.prompts import History
@@ -52,9 +62,11 @@ _OVERLOADED = Counter("parley_store_turns_overloaded", "turns refused because th
 class _Standing:
     """How the conversation stands: the history for the prompt, the next place, and what may be in the way.
 
+    frozen: what the turn is to be answered with.
     is_busy: a turn is active or waits there, or this very turn is there already. waiting: the run of one that waits.
     """
 
+    frozen: Frozen
     history: History
     seq: int = 0
     is_busy: bool = False
@@ -87,12 +99,9 @@ class Submissions:
         Raises ServiceError: not_found, invalid_request, conversation_busy, idempotency_mismatch, too_large,
         overloaded, unavailable. After `unavailable` the turn may have been committed, but it is not answered.
         """
-        model = command.model or self._default_model
-        if model is None:
-            raise invalid("/model", "no model is given, and there is no default model")
         leave_at = None if login is not None else _leave_at(command)
         async with self._place(leave_at):
-            return await self._submit(command, model, leave_at, login)
+            return await self._submit(command, leave_at, login)
 
     @asynccontextmanager
     async def _place(self, leave_at: datetime | None) -> AsyncIterator[None]:
@@ -110,9 +119,7 @@ class Submissions:
         finally:
             self._places.release()
 
-    async def _submit(
-        self, command: SubmitTurn, model: str, leave_at: datetime | None, login: str | None
-    ) -> TurnAccepted:
+    async def _submit(self, command: SubmitTurn, leave_at: datetime | None, login: str | None) -> TurnAccepted:
         if self._jobs.are_too_many:
             mine = _made_before(command, await self._rivals(command))
             if mine is not None and (accepted := await self._known(mine, command, leave_at)) is not None:
@@ -134,10 +141,11 @@ class Submissions:
                 elif standing.is_busy:
                     continue  # whatever was in the way has gone, and may have left an answer for the history
             now = self._repository.turns.clock.now()
-            document = new_turn(command, model=model, seq=standing.seq, login=login, now=now, waits=waits)
+            frozen = standing.frozen
+            document = new_turn(command, frozen=frozen, seq=standing.seq, login=login, now=now, waits=waits)
             # Of a turn that waits, to see whether there can ever be one: its history is read when it is its turn.
             history = self._jobs.no_past() if waits else standing.history
-            job = _job(command, model, history, document["deadline"])
+            job = _job(command, frozen, history, document["deadline"])
             if await self._inserted(document, leave_at):
                 accepted = self._accepted(Turn(document), command, None if waits else job)
                 # The job leaves before the reply does: the first token waits for it.
@@ -151,24 +159,39 @@ class Submissions:
     async def _standing(self, command: SubmitTurn) -> _Standing:
         conversation_id = conversation_of(command)
         if conversation_id is None:
-            return _Standing(self._jobs.no_past())
+            chatbot = await self._chatbot(command.tenant, command.chatbot_id, "/chatbot_id")
+            return _Standing(self._frozen(command, chatbot), self._jobs.no_past())
         past = await self._jobs.past_of_own(command.tenant, conversation_id)
         if past is None:
-            await self._open_conversation(command)
-            return _Standing(self._jobs.no_past(), 1)
+            return _Standing(await self._open_conversation(command), self._jobs.no_past(), 1)
         return _Standing(
+            self._frozen(command, past.chatbot),
             past.history,
             past.newest[0].seq + 1 if past.newest else 1,
             any(turn.is_active or turn.is_waiting or turn.run_id == command.run_id for turn in past.newest),
             next((turn.run_id for turn in past.newest if turn.is_waiting), None),
         )
 
-    async def _open_conversation(self, command: SubmitTurn) -> None:
+    async def _chatbot(self, tenant: str, chatbot_id: str | None, path: str) -> ChatbotSettings | None:
+        if chatbot_id is None:
+            return None
+        chatbot = await self._repository.chatbots.settings(tenant, chatbot_id)
+        if chatbot is None:
+            raise invalid(path, "there is no such chatbot")
+        return chatbot
+
+    def _frozen(self, command: SubmitTurn, chatbot: ChatbotSettings | None) -> Frozen:
+        frozen = freeze(command, chatbot, self._default_model)
+        if frozen is None:
+            raise invalid("/model", "no model is given, and there is no default model")
+        return frozen
+
+    async def _open_conversation(self, command: SubmitTurn) -> Frozen:
         wanted = command.conversation
         if wanted is None:
             raise refused("not_found", "there is no such conversation")
-        if wanted.chatbot_id is not None and not await self._repository.chatbots.get(command.tenant, wanted.chatbot_id):
-            raise invalid("/conversation/chatbot_id", "there is no such chatbot")
+        chatbot = await self._chatbot(command.tenant, wanted.chatbot_id, "/conversation/chatbot_id")
+        frozen = self._frozen(command, chatbot)
         opened = await self._repository.create_conversation(
             CreateConversation(
                 conversation_id=wanted.id,
@@ -178,8 +201,10 @@ class Submissions:
                 metadata={},
             )
         )
-        if opened is None:
+        # One with another chatbot was there before, and was not found since that chatbot is deleted.
+        if opened is None or opened.chatbot_id != wanted.chatbot_id:
             raise refused("not_found", "there is no such conversation, and its id is taken")
+        return frozen
 
     async def _admit_as_waiting(self, command: SubmitTurn, blocker: str) -> None:
         """Raises ServiceError(conversation_busy) unless the turn may wait for its conversation to be free."""
@@ -295,13 +320,14 @@ def _made_before(command: SubmitTurn, rivals: Sequence[Turn]) -> Turn | None:
     return None
 
 
-def _job(command: SubmitTurn, model: str, history: History, deadline: datetime) -> GenerateReply:
+def _job(command: SubmitTurn, frozen: Frozen, history: History, deadline: datetime) -> GenerateReply:
     return new_job(
         run_id=command.run_id,
         tenant=command.tenant,
-        model=model,
-        temperature=command.temperature,
+        model=frozen.model,
+        temperature=frozen.temperature,
         max_tokens=command.max_tokens,
+        instructions=frozen.instructions,
         history=history,
         messages=command.messages,
         deadline=deadline,

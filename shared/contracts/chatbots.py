@@ -6,7 +6,19 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from shared.contracts.base import Changes, Contract, Cursor, Id, Metadata, ModelName, Request, TenantId, Text, Time
+from shared.contracts.base import (
+    Changes,
+    Contract,
+    Cursor,
+    Foreign,
+    Id,
+    Metadata,
+    ModelName,
+    Request,
+    TenantId,
+    Text,
+    Time,
+)
 from shared.contracts.store import Done, PageLimit
 
 NAME_MAX_CHARACTERS = 200
@@ -69,8 +81,6 @@ ChatbotReference = Annotated[
 
 Temperature = Annotated[float, Field(ge=0, le=2)]
 Instructions = Annotated[Text, StringConstraints(max_length=INSTRUCTIONS_MAX_CHARACTERS)]
-Foreign = dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,50}$")], Metadata]
-"""By dialect, what Parley has no meaning for, and keeps for that dialect alone."""
 
 
 class Chatbot(Contract):

@@ -5,6 +5,7 @@ from typing import Literal
 
 from shared.contracts.base import Contract, Message
 from shared.contracts.chatbots import CreateChatbot, DeleteChatbot, GetChatbot, ListChatbots, UpdateChatbot
+from shared.contracts.erasure import Erase
 from shared.contracts.events import Frame, SubscriberText
 from shared.contracts.jobs import (
     AttachRun,
@@ -91,6 +92,7 @@ ROUTES: tuple[Route, ...] = (
         Checkpoint,
         ListDeadLetters,
         ReplayDeadLetter,
+        Erase,
     ),
     Route(SubmitTurn, "work", "chat.intake", STORE_INTAKE, "conversation_store"),
     Route(GenerateReply, "work", "chat.jobs", JOBS, "inference_worker"),

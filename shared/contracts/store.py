@@ -8,6 +8,7 @@ from shared.contracts.base import (
     Changes,
     Contract,
     Cursor,
+    Foreign,
     Id,
     Key,
     Metadata,
@@ -60,6 +61,7 @@ class CreateConversation(Request[Conversation]):
     chatbot_id: Id | None
     title: Title | None
     metadata: Metadata
+    foreign: Foreign = Field(default_factory=dict)
 
 
 class GetConversation(Request[Conversation]):
@@ -84,6 +86,7 @@ class ConversationChanges(Changes):
 
     title: Title | None = None
     metadata: Metadata = Field(default_factory=dict)
+    foreign: Foreign = Field(default_factory=dict)
 
 
 class UpdateConversation(Request[Conversation]):
@@ -131,13 +134,15 @@ class SubmitTurn(Request[TurnAccepted]):
     """Answer these messages. Whoever submits makes `run_id`, so that a repeated submit is the same turn.
 
     With `conversation_id` the turn is appended to a conversation that exists, with `conversation` to one that is made
-    if need be, with neither it stands alone. Over `chat.intake` nobody waits for the reply: it becomes an outcome.
+    if need be, with neither it stands alone: with `chatbot_id` as one of that chatbot's. Over `chat.intake` nobody
+    waits for the reply: it becomes an outcome.
     """
 
     run_id: Id
     tenant: TenantId
     conversation_id: Id | None = None
     conversation: ConversationToUse | None = None
+    chatbot_id: Id | None = None
     messages: Annotated[tuple[InputMessage, ...], Field(min_length=1, max_length=100, strict=False)]
     model: ModelName | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -157,6 +162,8 @@ class SubmitTurn(Request[TurnAccepted]):
     def _consistent(self) -> Self:
         if self.conversation_id is not None and self.conversation is not None:
             raise ValueError("conversation_id and conversation exclude each other")
+        if self.chatbot_id is not None and (self.conversation_id is not None or self.conversation is not None):
+            raise ValueError("chatbot_id is for a turn without a conversation: each conversation has its own")
         if self.messages[-1].role != "user":
             raise ValueError("the last message must have the role user")
         return self

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from services.conversation_store.chatbots import Chatbots
+from services.conversation_store.erasure import Erasures
 from services.conversation_store.handlers import Requests
 from shared.contracts.routes import ROUTES, handled_by
 from tests.stack.rooms import Management
@@ -14,7 +15,11 @@ USERS = {"conversation_store": "parley-store", "inference_worker": "parley-worke
 
 
 def test_the_store_answers_every_request_that_is_declared_and_no_other() -> None:
-    handlers = {**object.__new__(Requests).handlers(), **object.__new__(Chatbots).handlers()}
+    handlers = {
+        **object.__new__(Requests).handlers(),
+        **object.__new__(Chatbots).handlers(),
+        **object.__new__(Erasures).handlers(),
+    }
     assert set(handlers) == handled_by("conversation_store", "rpc")
     assert len({handler.__qualname__ for handler in handlers.values()}) == len(handlers)
 

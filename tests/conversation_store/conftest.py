@@ -14,7 +14,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from services.conversation_store.main import StoreSettings, serve
 from services.conversation_store.repository import Repository, connected, migrate, open_repository
 from services.conversation_store.sweeper import Pace
-from shared.broker import Broker, Delivery, open_broker
+from shared.broker import Broker, Delivery, Unroutable, open_broker
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.store import Ping
 from tests.stack.rooms import Vhost
@@ -103,10 +103,22 @@ async def surrounded(
                     api.subscribed(api.process, on_frame, lambda: None),
                     around.working() if works else nullcontext(),
                 ):
-                    await api.call(Ping(), timeout=DEADLINE_S)
+                    await _answering(api)
                     yield around
         finally:
             stop.set()
+
+
+async def _answering(api: Broker) -> None:
+    """Returns once the store answers; before it has declared its queue for the first time, nothing takes a request."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                await api.call(Ping(), timeout=DEADLINE_S)
+            except Unroutable:
+                await asyncio.sleep(0.05)
+            else:
+                return
 
 
 @pytest.fixture

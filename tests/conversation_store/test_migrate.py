@@ -27,6 +27,8 @@ TURN_INDEXES = {
     "tenant_text",
     "expiry",
     "untold",
+    "alone",
+    "chatbot_status",
 }
 
 

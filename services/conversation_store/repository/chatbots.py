@@ -8,14 +8,16 @@ from pymongo import ASCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from services.conversation_store.documents import (
+    ChatbotSettings,
     Document,
     chatbot,
     chatbot_changes,
+    chatbot_settings,
     deleted_chatbot,
     new_chatbot,
     present,
 )
-from services.conversation_store.repository.beginnings import NOT_DELETED
+from services.conversation_store.repository.beginnings import NOT_DELETED, SETTINGS
 from services.conversation_store.repository.counters import allot
 from services.conversation_store.repository.database import Database, asking
 from shared.contracts.chatbots import SLUG_MAX_CHARACTERS, Chatbot, CreateChatbot, looks_like_another_reference, slug_of
@@ -61,6 +63,12 @@ class Chatbots:
             document = await self._chatbots.find_one(_own(tenant, reference))
         return None if document is None else chatbot(document)
 
+    async def settings(self, tenant: str, chatbot_id: str) -> ChatbotSettings | None:
+        """What the tenant's chatbot gives to its turns."""
+        with asking():
+            document = await self._chatbots.find_one(_own(tenant, chatbot_id), SETTINGS)
+        return None if document is None else chatbot_settings(document)
+
     async def page(self, tenant: str, after: int, limit: int) -> list[Chatbot]:
         """Chatbots whose numbers are greater than `after`, in their order."""
         query: Document = {"tenant": tenant, "number": {"$gt": after}, **NOT_DELETED}
@@ -86,12 +94,14 @@ class Chatbots:
         return None if document is None else chatbot(document)
 
     async def delete(self, tenant: str, reference: str) -> str | None:
-        """Removes a chatbot's texts and leaves a tombstone; gives its id, None if the tenant had none such."""
+        """Removes a chatbot's texts and leaves a tombstone, for `Erasing`; gives its id.
+
+        None if the tenant had no such chatbot.
+        """
         to_set, to_remove = deleted_chatbot(present())
+        update = {"$set": to_set, "$unset": dict.fromkeys(to_remove, "")}
         with asking():
-            found = await self._chatbots.find_one_and_update(
-                _own(tenant, reference), {"$set": to_set, "$unset": dict.fromkeys(to_remove, "")}, {"_id": 1}
-            )
+            found = await self._chatbots.find_one_and_update(_own(tenant, reference), update, {"_id": 1})
         document = cast(Document | None, found)  # Motor's types leave out that there may be none
         return None if document is None else str(document["_id"])
 

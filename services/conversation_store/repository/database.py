@@ -187,6 +187,16 @@ INDEXES: dict[str, list[IndexModel]] = {
         ),
         IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0),
         IndexModel([("finished_at", ASCENDING)], name="untold", partialFilterExpression={"outcome_pending": True}),
+        IndexModel(
+            [("tenant", ASCENDING), ("chatbot_id", ASCENDING)],
+            name="alone",
+            partialFilterExpression={"expires_at": {"$exists": True}},
+        ),
+        IndexModel(
+            [("chatbot_id", ASCENDING), ("status", ASCENDING)],
+            name="chatbot_status",
+            partialFilterExpression={"chatbot_id": {"$exists": True}},
+        ),
     ],
     "conversations": [
         IndexModel([("tenant", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="tenant_newest"),
@@ -205,12 +215,13 @@ INDEXES: dict[str, list[IndexModel]] = {
             unique=True,
             partialFilterExpression={"slug": {"$exists": True}},
         ),
-        IndexModel([("deleted_at", ASCENDING)], name="uncleaned", partialFilterExpression={"uncleaned": True}),
+        IndexModel([("check_at", ASCENDING)], name="uncleaned", partialFilterExpression={"uncleaned": True}),
     ],
     "dead_letters": [
         IndexModel([("died_at", DESCENDING), ("_id", DESCENDING)], name="newest"),
         IndexModel([("died_at", ASCENDING)], name="expiry", expireAfterSeconds=DEAD_LETTERS_KEPT_S),
         IndexModel([("run_id", ASCENDING)], name="run"),
+        IndexModel([("conversation_id", ASCENDING)], name="conversation", sparse=True),
     ],
     "keys": [IndexModel([("mac", ASCENDING)], name="mac", unique=True)],
 }
