@@ -2,8 +2,10 @@
 
     python -m services.cli dead-letters list
     python -m services.cli dead-letters replay ID
+    python -m services.cli erase conversation|chatbot ID
 
-Exit codes: 0 done; 1 the store refuses; 2 wrong usage or a wrong setting; 3 broker or store do not answer.
+Exit codes: 0 done; 1 the store refuses; 2 wrong usage or a wrong setting; 3 broker or store do not answer; 4 an erasure
+goes on, but was not waited for any longer.
 """
 
 import argparse
@@ -11,13 +13,15 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import ValidationError
 
 from services.cli.tables import table
+from shared.backoff import pauses
 from shared.broker import BrokerError, NoReply, Unroutable, open_broker
 from shared.contracts.base import Contract, Request
+from shared.contracts.erasure import Erase, Erasure, Kind
 from shared.contracts.problems import Problem, ServiceError
 from shared.contracts.store import PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, DeadLetter, ListDeadLetters, ReplayDeadLetter
 from shared.process import cause, load_settings
@@ -27,7 +31,10 @@ from shared.telemetry import configure_logging
 CONNECT_S = 8.0
 ANSWER_S = 12.0
 
-REFUSED, NO_ANSWER = 1, 3
+REFUSED, NO_ANSWER, NOT_YET_DONE = 1, 3, 4
+
+ERASED_WITHIN_S = 300
+"""Longer than the second cleaning takes, which comes a minute after the first."""
 
 R = TypeVar("R", bound=Contract)
 
@@ -85,6 +92,35 @@ async def replay_dead_letter(store: Store, id_: str) -> str:
     return f"replayed: {letter.type}{about}"
 
 
+async def erase(store: Store, kind: Kind, id_: str, wait_s: float) -> str:
+    """Deletes a conversation or a chatbot, and waits until nothing is left of its texts; what was removed."""
+    clock = asyncio.get_running_loop().time
+    until, told, waits = clock() + wait_s, "", pauses(0.2, 5.0)
+    while not (erasure := await store.ask(Erase(kind=kind, id=id_))).is_done:
+        if (left := _left(erasure)) != told:
+            sys.stderr.write(f"parley: {left}\n")
+            told = left
+        if clock() >= until:
+            raise CommandFailed(f"the erasure goes on: {left}; ask again to see how far it is", NOT_YET_DONE)
+        await asyncio.sleep(max(0.0, min(next(waits), until - clock())))
+    removed = erasure.removed
+    return (
+        f"erased {kind} {id_}: {removed.conversations} conversations, {removed.turns} turns,"
+        f" {removed.dead_letters} dead letters"
+    )
+
+
+def _left(erasure: Erasure) -> str:
+    """What is waited for."""
+    left = {
+        "conversations to be cleaned": erasure.conversations_left,
+        "runs at work": erasure.runs_left,
+        "jobs in the queue": erasure.jobs_left,
+        "second cleaning": 0 if erasure.is_clean else 1,
+    }
+    return "left: " + ", ".join(f"{count} {name}" for name, count in left.items() if count)
+
+
 def _row(letter: DeadLetter) -> tuple[str, ...]:
     times = [f"{time:%Y-%m-%d %H:%M:%S}" if time else "-" for time in (letter.died_at, letter.replayed_at)]
     died_at, replayed_at = times
@@ -126,6 +162,13 @@ def _id(text: str) -> str:
         ) from None
 
 
+def _any_id(text: str) -> str:
+    try:
+        return Erase(kind="conversation", id=text.lower()).id
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no id") from None
+
+
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 100_000:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 100000")
@@ -142,11 +185,24 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("--limit", type=_count, default=PAGE_LIMIT_DEFAULT, help="how many (default: %(default)s)")
     replaying = commands.add_parser("replay", help="try one again, once what killed it is mended")
     replaying.add_argument("id", type=_id, metavar="ID")
+    description = "What is deleted leaves no text in any collection or queue; this waits until it is so."
+    erasing = parts.add_parser("erase", help="delete something with all its texts", description=description)
+    erasing.add_argument("kind", choices=get_args(Kind), help="what it is")
+    erasing.add_argument("id", type=_any_id, metavar="ID", help="its id")
+    erasing.add_argument(
+        "--wait",
+        type=_count,
+        default=ERASED_WITHIN_S,
+        metavar="SECONDS",
+        help="how long at most (default: %(default)s)",
+    )
     return parser
 
 
 async def _run(options: argparse.Namespace, settings: Settings) -> str:
     store = Store(settings)
+    if options.part == "erase":
+        return await erase(store, options.kind, options.id, options.wait)
     if options.command == "list":
         return await list_dead_letters(store, options.limit)
     return await replay_dead_letter(store, options.id)

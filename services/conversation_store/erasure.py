@@ -69,10 +69,10 @@ class Erasures:
                 await self.conversation(tenant, request.id)
             else:
                 await self.chatbot(tenant, request.id)
-        return await self._progress(request.kind, request.id)
+        return await self._progress(request.kind, tenant, request.id)
 
-    async def _progress(self, kind: Kind, id_: str) -> Erasure:
-        conversations, runs, jobs = await self._erasing.left(kind, id_)
+    async def _progress(self, kind: Kind, tenant: str, id_: str) -> Erasure:
+        conversations, runs, jobs = await self._erasing.left(kind, tenant, id_)
         if jobs and not runs:
             try:
                 # A job that was lost with its queue is never taken, and not there either.
@@ -152,7 +152,10 @@ class Erasures:
             while (taken := await self._erasing.take_chatbot(self._now(), LEASE)) is not None:
                 await self._clean(taken)
         except ServiceError as error:
-            log.warning("deleted chatbot is left to a sweeper", cause=error.problem.detail)
+            log.warning("deleted chatbots are left to a sweeper", cause=error.problem.detail)
+        except Exception:
+            # It would fail in the next store, too, and in this one when it has started again.
+            log.exception("deleted chatbot cannot be cleaned")
 
     async def _clean(self, chatbot: Tombstone) -> None:
         begun = self._now()

@@ -28,7 +28,7 @@ TURN_INDEXES = {
     "expiry",
     "untold",
     "alone",
-    "chatbot_status",
+    "job_left",
 }
 
 

@@ -192,11 +192,7 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="alone",
             partialFilterExpression={"expires_at": {"$exists": True}},
         ),
-        IndexModel(
-            [("chatbot_id", ASCENDING), ("status", ASCENDING)],
-            name="chatbot_status",
-            partialFilterExpression={"chatbot_id": {"$exists": True}},
-        ),
+        IndexModel([("chatbot_id", ASCENDING)], name="job_left", partialFilterExpression={"job_left": True}),
     ],
     "conversations": [
         IndexModel([("tenant", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="tenant_newest"),

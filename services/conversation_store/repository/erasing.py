@@ -152,15 +152,14 @@ class Erasing:
             cleaned = {"$unset": {"uncleaned": "", "check_at": ""}}
             await self._by_kind[kind].update_many({"_id": {"$in": list(ids)}}, cleaned)
 
-    async def left(self, kind: Kind, id_: str) -> tuple[int, int, int]:
+    async def left(self, kind: Kind, tenant: str, id_: str) -> tuple[int, int, int]:
         """What is left of it elsewhere: conversations to be cleaned, runs at work, jobs that hold a prompt."""
+        turns: Document = {f"{kind}_id": id_}
         with asking():
-            conversations = [id_]
             unclean = 0
-            turns: Document = {"conversation_id": {"$in": conversations}}
             if kind == "chatbot":
-                unclean = await self._conversations.count_documents({"chatbot_id": id_, "uncleaned": True})
-                turns = {"chatbot_id": id_}
+                of_chatbot = {"tenant": tenant, "chatbot_id": id_, "$or": [{"uncleaned": True}, NOT_DELETED]}
+                unclean = await self._conversations.count_documents(of_chatbot)
             live = await self._turns.count_documents({**turns, "status": {"$in": sorted(LIVE)}})
             jobs = await self._turns.count_documents({**turns, "job_left": True})
         return unclean, live, jobs
