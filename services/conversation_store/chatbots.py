@@ -2,7 +2,7 @@
 
 from services.conversation_store.erasure import Erasures
 from services.conversation_store.paging import cursor, cut, position
-from services.conversation_store.refusals import found, invalid
+from services.conversation_store.refusals import demand_known_model, found, invalid
 from services.conversation_store.repository import Repository
 from shared.broker import Handlers
 from shared.contracts.chatbots import (
@@ -19,11 +19,15 @@ from shared.contracts.store import Done
 
 
 class Chatbots:
-    """The answers to those of `chat.requests` that are about chatbots. Each raises ServiceError."""
+    """The answers to those of `chat.requests` that are about chatbots. Each raises ServiceError.
 
-    def __init__(self, repository: Repository, erasures: Erasures) -> None:
+    known_models: the only ones that a chatbot may name; None if the provider decides that.
+    """
+
+    def __init__(self, repository: Repository, erasures: Erasures, known_models: frozenset[str] | None) -> None:
         self._chatbots = repository.chatbots
         self._erasures = erasures
+        self._known_models = known_models
 
     def handlers(self) -> Handlers:
         """Which function answers which request."""
@@ -37,6 +41,7 @@ class Chatbots:
 
     async def create(self, request: CreateChatbot) -> Chatbot:
         """Makes a chatbot; the same request again gives the same one."""
+        demand_known_model("/model", request.model, self._known_models)
         made = await self._chatbots.create(request)
         if made is None:
             raise invalid("/chatbot_id", "the id is taken")
@@ -56,6 +61,7 @@ class Chatbots:
 
     async def update(self, request: UpdateChatbot) -> Chatbot:
         """Changes a chatbot."""
+        demand_known_model("/model", request.changes.model, self._known_models)
         changed = await self._chatbots.update(request.tenant, request.chatbot, request.changes.by_name())
         return found(changed, "chatbot")
 

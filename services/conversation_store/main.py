@@ -3,9 +3,11 @@
 import asyncio
 import sys
 from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Annotated, Self
 
 import structlog
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from services.conversation_store.background import background
 from services.conversation_store.chatbots import Chatbots
@@ -30,6 +32,7 @@ from shared.broker import Broker, open_broker
 from shared.contracts.jobs import FinishRun
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn
+from shared.models_file import ModelsFile
 from shared.process import run
 from shared.settings import Settings
 from shared.telemetry import serving_health
@@ -70,6 +73,11 @@ class StoreSettings(DatabaseSettings):
     default_model: str | None = Field(
         default=None, min_length=1, max_length=200, description="for turns that name no model"
     )
+    models_file: Annotated[ModelsFile, NoDecode, BeforeValidator(ModelsFile.read)] = Field(
+        default=ModelsFile(),
+        validate_default=False,
+        description="the workers' TOML file; models that it does not name, if it names some and no `*`, are refused",
+    )
     default_tenant_logins: str = Field(
         default="", description="broker logins that may act for the tenant `default`, with commas between them"
     )
@@ -84,6 +92,13 @@ class StoreSettings(DatabaseSettings):
     attempts_fruitless_max: int = Field(
         default=5, ge=1, le=100, description="attempts lost without more text after which a run is given up"
     )
+
+    @model_validator(mode="after")
+    def _default_model_is_known(self) -> Self:
+        known = self.models_file.known
+        if self.default_model is not None and known is not None and self.default_model not in known:
+            raise ValueError("PARLEY_DEFAULT_MODEL is none of those in PARLEY_MODELS_FILE")
+        return self
 
     @property
     def default_logins(self) -> frozenset[str]:
@@ -105,7 +120,14 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         jobs = Jobs(repository, broker, tasks, budget=budget, at_most=settings.jobs_max)
         endings = Endings(repository, broker, tasks, announcements, jobs)
         erasures = Erasures(repository, broker, tasks, endings)
-        submissions = Submissions(repository, tasks, jobs, endings, default_model=settings.default_model)
+        submissions = Submissions(
+            repository,
+            tasks,
+            jobs,
+            endings,
+            default_model=settings.default_model,
+            known_models=settings.models_file.known,
+        )
         intake = Intake(
             repository,
             broker,
@@ -126,7 +148,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
             default_tenant=DEFAULT_TENANT,
         )
-        chatbots = Chatbots(repository, erasures)
+        chatbots = Chatbots(repository, erasures, settings.models_file.known)
         sweeper = Sweeper(repository, broker, tasks, jobs, endings, erasures=erasures, pace=pace or Pace())
         async with (
             broker.serving({**requests.handlers(), **chatbots.handlers(), **erasures.handlers()}),

@@ -24,7 +24,7 @@ from services.conversation_store.documents import (
 from services.conversation_store.endings import Endings
 from services.conversation_store.jobs import Jobs, new_job
 from services.conversation_store.prompts import History
-from services.conversation_store.refusals import invalid
+from services.conversation_store.refusals import demand_known_model, invalid
 from services.conversation_store.repository import DuplicateTurn, Repository
 from services.conversation_store.turns import Adopt, Withdraw
 from shared.backoff import pauses
@@ -74,7 +74,10 @@ class _Standing:
 
 
 class Submissions:
-    """The way in for turns, whether they come by request or by the intake queue."""
+    """The way in for turns, whether they come by request or by the intake queue.
+
+    known_models: the only ones that a turn may have; None if the provider decides that.
+    """
 
     def __init__(
         self,
@@ -84,12 +87,14 @@ class Submissions:
         endings: Endings,
         *,
         default_model: str | None,
+        known_models: frozenset[str] | None = None,
     ) -> None:
         self._repository = repository
         self._background = background
         self._jobs = jobs
         self._endings = endings
         self._default_model = default_model
+        self._known_models = known_models
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def submit(self, command: SubmitTurn, *, login: str | None = None) -> TurnAccepted:
@@ -184,6 +189,7 @@ class Submissions:
         frozen = freeze(command, chatbot, self._default_model)
         if frozen is None:
             raise invalid("/model", "no model is given, and there is no default model")
+        demand_known_model("/model", frozen.model, self._known_models)
         return frozen
 
     async def _open_conversation(self, command: SubmitTurn) -> Frozen:

@@ -1,11 +1,13 @@
 """Chatbots as the store keeps them, over a real broker."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
+from services.conversation_store.main import StoreSettings
 from shared.contracts.base import Request
 from shared.contracts.chatbots import (
     Chatbot,
@@ -16,9 +18,13 @@ from shared.contracts.chatbots import (
     UpdateChatbot,
 )
 from shared.contracts.problems import Problem, ServiceError
+from shared.contracts.store import ConversationToUse
 from shared.ids import new_id
-from tests.conversation_store.conftest import Surroundings
-from tests.conversation_store.making import TENANT, create_chatbot, create_conversation
+from shared.models_file import ModelSettings, ModelsFile
+from shared.process import load_settings
+from tests.conversation_store.conftest import Surroundings, surrounded
+from tests.conversation_store.making import TENANT, create_chatbot, create_conversation, submit_turn
+from tests.stack.rooms import Vhost
 
 Database = AsyncDatabase[dict[str, Any]]
 
@@ -163,3 +169,48 @@ async def test_no_chatbot_crosses_tenants(around: Surroundings) -> None:
     assert (await around.api.call(ListChatbots(tenant="other", limit=3, cursor=None))).data == ()
     assert (await problem(around, create_conversation(tenant="other", chatbot_id=chatbot.id))).code == "invalid_request"
     assert await around.api.call(get(chatbot.id)) == chatbot
+
+
+async def test_model_that_the_models_file_does_not_name_is_refused_with_those_that_it_does(
+    vhost: Vhost, migrated: str, tmp_path: Path
+) -> None:
+    (tmp_path / "models.toml").write_text("[models.large]\n[models.small]\n")
+    async with surrounded(vhost, migrated, default_model=None, models_file=tmp_path / "models.toml") as around:
+        chatbot = await made(around, model="small")
+        requests: tuple[Request[Any], ...] = (
+            create_chatbot(model="lagre"),
+            update(chatbot.slug, model="lagre"),
+            submit_turn(model="lagre"),
+            submit_turn(model="lagre", chatbot_id=chatbot.id),
+            submit_turn(model="lagre", conversation=ConversationToUse(id=(unused := new_id()))),
+        )
+        for request in requests:
+            refusal = await problem(around, request)
+            assert refusal.code == "invalid_request"
+            assert [(error.path, error.message) for error in refusal.errors] == [
+                ("/model", "this model is not known; there are: large, small")
+            ]
+        assert (await problem(around, submit_turn(conversation_id=unused))).code == "not_found", "nothing was made"
+        assert (await around.api.call(update(chatbot.slug, name="Other", model="large"))).model == "large"
+        assert (await around.api.call(submit_turn(model=None, chatbot_id=chatbot.id))).run.model == "large"
+
+
+@pytest.mark.parametrize("models", [{}, {"*": ModelSettings()}, {"*": ModelSettings(), "large": ModelSettings()}])
+def test_models_file_that_leaves_it_to_the_provider_knows_no_names(models: dict[str, ModelSettings]) -> None:
+    assert ModelsFile(models).known is None
+
+
+def test_default_model_must_be_one_of_the_models_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "models.toml"
+    # The key is the workers' own, and need not be there for the store.
+    path.write_text("[models.large]\nbase_url = 'http://x/'\napi_key_env = 'NO_SUCH_KEY'\n")
+    monkeypatch.setenv("PARLEY_MODELS_FILE", str(path))
+    monkeypatch.setenv("PARLEY_BOOTSTRAP_KEY", "x" * 16)
+    monkeypatch.setenv("PARLEY_KEY_PEPPER", "x" * 16)
+    assert load_settings(StoreSettings).models_file.known == frozenset({"large"})
+    monkeypatch.setenv("PARLEY_DEFAULT_MODEL", "lagre")
+    with pytest.raises(SystemExit):
+        load_settings(StoreSettings)
+    assert "PARLEY_DEFAULT_MODEL is none of those in PARLEY_MODELS_FILE" in capsys.readouterr().err
