@@ -67,6 +67,9 @@ SHORT_FIELDS = (
 STATELESS_KEPT = timedelta(days=30)
 """How long a turn without a conversation is kept: for its replay by key, and for the accounts of the month."""
 
+LONG_DUE = datetime(1970, 1, 1, tzinfo=UTC)
+"""For what is to be looked after at once, by whose clock ever."""
+
 _STATE_FIELDS = frozenset(field.name for field in fields(TurnState)) - {
     "bases",
     "subscribers",
@@ -406,7 +409,7 @@ def new_conversation(command: CreateConversation, now: datetime) -> Document:
         "chatbot_id": command.chatbot_id,
         "title": command.title,
         "metadata": _text_of(command.metadata),
-        "foreign": _text_of(command.foreign),
+        "foreign": {dialect: _text_of(kept) for dialect, kept in command.foreign.items()},
         "created_at": now,
         "updated_at": now,
     }
@@ -414,7 +417,7 @@ def new_conversation(command: CreateConversation, now: datetime) -> Document:
 
 def erased_conversation(now: datetime) -> Document:
     """The fields to set of a conversation that is deleted at `now`."""
-    return {"deleted_at": now, "uncleaned": True, "title": None, "metadata": "{}", "foreign": "{}"}
+    return {"deleted_at": now, "uncleaned": True, "title": None, "metadata": "{}", "foreign": {}}
 
 
 def erased_turn() -> list[Document]:
@@ -437,7 +440,21 @@ def erased_turn() -> list[Document]:
 
 
 def _stored(values: Mapping[str, Any]) -> Document:
-    return {name: _text_of(value) if name in ("metadata", "foreign") else value for name, value in values.items()}
+    """The fields to set for new values by name; of what is foreign, only what those dialects keep."""
+    stored: Document = {}
+    for name, value in values.items():
+        match name:
+            case "metadata":
+                stored[name] = _text_of(value)
+            case "foreign":
+                stored |= {f"foreign.{dialect}": _text_of(kept) for dialect, kept in value.items()}
+            case _:
+                stored[name] = value
+    return stored
+
+
+def _foreign(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {dialect: orjson.loads(kept) for dialect, kept in document.get("foreign", {}).items()}
 
 
 def conversation_changes(changes: Mapping[str, Any], now: datetime) -> Document:
@@ -453,7 +470,7 @@ def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conv
         number=document.get("number"),
         title=document["title"],
         metadata=orjson.loads(document["metadata"]),
-        foreign=orjson.loads(document.get("foreign", "{}")),
+        foreign=_foreign(document),
         active_run_id=active_run_id,
         created_at=document["created_at"],
         updated_at=document["updated_at"],
@@ -472,7 +489,7 @@ def new_chatbot(command: CreateChatbot, *, number: int, slug: str, now: datetime
         "temperature": command.temperature,
         "instructions": command.instructions,
         "metadata": _text_of(command.metadata),
-        "foreign": _text_of(command.foreign),
+        "foreign": {dialect: _text_of(kept) for dialect, kept in command.foreign.items()},
         "created_at": now,
         "updated_at": now,
     }
@@ -486,7 +503,7 @@ def chatbot_changes(changes: Mapping[str, Any], now: datetime) -> Document:
 def deleted_chatbot(now: datetime) -> tuple[Document, list[str]]:
     """The fields to set, and those to remove, of a chatbot that is deleted at `now`."""
     texts = ["name", "slug", "model", "temperature", "instructions", "metadata", "foreign"]
-    return {"deleted_at": now, "uncleaned": True, "check_at": now}, texts
+    return {"deleted_at": now, "uncleaned": True, "check_at": LONG_DUE}, texts
 
 
 def chatbot(document: Mapping[str, Any]) -> Chatbot:
@@ -500,7 +517,7 @@ def chatbot(document: Mapping[str, Any]) -> Chatbot:
         temperature=document["temperature"],
         instructions=document["instructions"],
         metadata=orjson.loads(document["metadata"]),
-        foreign=orjson.loads(document["foreign"]),
+        foreign=_foreign(document),
         created_at=document["created_at"],
         updated_at=document["updated_at"],
     )

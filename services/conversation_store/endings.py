@@ -87,8 +87,15 @@ class Endings:
             crashpoint("after_finish_commit")
             await self.ended(applied.turn)
             if applied.turn.is_erased:
-                await self._repository.erasing.job_gone(message.run_id)
+                await self._note_job_gone(message.run_id)
         await delivery.ack()
+
+    async def _note_job_gone(self, run_id: str) -> None:
+        try:
+            await self._repository.erasing.job_gone(run_id)
+        except ServiceError as error:
+            # Whoever waits for that then waits for the job queue to be empty.
+            log.warning("job of an erased turn not noted as gone", run_id=run_id, cause=error.problem.detail)
 
     async def _committed(self, message: FinishRun) -> Applied | None:
         waits = pauses(0.1, 2.0)

@@ -24,7 +24,7 @@ AT_ONCE = 50
 CLEANED_AGAIN_AFTER = timedelta(seconds=60)
 """What was on its way into something while it was deleted has arrived by then."""
 
-LEASE = timedelta(seconds=30)
+LEASE = timedelta(seconds=10)
 """A store that has done nothing for a deleted chatbot for so long has died, and another goes on."""
 
 CANCEL_PATIENCE_S = 10.0

@@ -137,7 +137,7 @@ class ListChatbots(Request[ChatbotPage]):
 
 
 class ChatbotChanges(Changes):
-    """What is to be changed. The slug stays as it is when the name changes."""
+    """What is to be changed. The slug stays as it is when the name changes, and so does what other dialects keep."""
 
     name: ChatbotName = ""
     slug: Slug = ""

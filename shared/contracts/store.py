@@ -82,7 +82,7 @@ class ListConversations(Request[ConversationPage]):
 
 
 class ConversationChanges(Changes):
-    """What is to be changed of a conversation."""
+    """What is to be changed of a conversation; what other dialects keep there stays."""
 
     title: Title | None = None
     metadata: Metadata = Field(default_factory=dict)

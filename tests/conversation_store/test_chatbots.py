@@ -123,6 +123,13 @@ async def test_changes_are_of_what_is_set_only(around: Surroundings) -> None:
     assert (await problem(around, update("nobody", name="x"))).code == "not_found"
 
 
+async def test_dialect_changes_what_it_keeps_itself_and_nothing_of_others(around: Surroundings) -> None:
+    chatbot = await made(around, foreign={"one": {"a.b": 1}, "two": {"$c": 2}})
+    changed = await around.api.call(update(chatbot.slug, foreign={"two": {"d": 3}, "three": {}}))
+    assert changed.foreign == {"one": {"a.b": 1}, "two": {"d": 3}, "three": {}}
+    assert (await around.api.call(get(chatbot.id))).foreign == changed.foreign
+
+
 async def test_chatbots_are_paged_in_the_order_of_their_creation(around: Surroundings) -> None:
     names = [(await made(around, f"Bot {n}")).name for n in range(7)]
     await around.api.call(DeleteChatbot(tenant=TENANT, chatbot="4"))

@@ -6,17 +6,25 @@ from datetime import timedelta
 from typing import Any
 
 import aio_pika
+import pymongo
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
 from services.conversation_store import erasure
+from services.conversation_store.background import background
 from services.conversation_store.documents import present
+from services.conversation_store.endings import Endings, announcing
+from services.conversation_store.erasure import Erasures
+from services.conversation_store.jobs import Jobs
+from services.conversation_store.prompts import Budget
 from services.conversation_store.repository import Repository
 from services.conversation_store.sweeper import Pace
+from shared.broker import open_broker
 from shared.contracts.base import Request
 from shared.contracts.chatbots import Chatbot, DeleteChatbot
 from shared.contracts.erasure import Erase, Erasure, Kind, Removed
 from shared.contracts.problems import Problem, ServiceError
+from shared.contracts.resources import LIVE
 from shared.contracts.routes import JOBS, STORE_INTAKE, STORE_RESULTS
 from shared.contracts.store import (
     Checkpoint,
@@ -28,6 +36,7 @@ from shared.contracts.store import (
     RunProgress,
 )
 from shared.ids import new_id
+from tests.conftest import StartStack
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded
 from tests.conversation_store.making import (
     TENANT,
@@ -42,6 +51,7 @@ from tests.stack.rooms import Vhost
 Database = AsyncDatabase[dict[str, Any]]
 
 MARK = "zanzibar"
+MANY = 10_000
 QUEUES = (JOBS, STORE_RESULTS, STORE_INTAKE, "chat.dead-letters")
 HASTE = Pace(every=0.1, calm=0.1, settled=0.0, tidy_every=0.1)
 
@@ -110,6 +120,13 @@ async def where_marked(documents: Database, vhost: Vhost) -> set[str]:
                 if MARK.encode() in message.body:
                     places.add(name)
     return places
+
+
+def many_conversations(chatbot_id: str) -> list[dict[str, Any]]:
+    """As they are stored."""
+    now = present()
+    common = {"tenant": TENANT, "chatbot_id": chatbot_id, "title": MARK, "metadata": "{}"}
+    return [{"_id": new_id(), **common, "created_at": now, "updated_at": now} for _ in range(MANY)]
 
 
 async def done(around: Surroundings, kind: Kind, id_: str) -> Erasure:
@@ -214,23 +231,33 @@ async def test_store_that_dies_while_it_deletes_is_followed_by_another(
     assert erased.removed == Removed(conversations=1, turns=1)
 
 
+async def test_store_that_is_killed_half_way_through_a_deletion_goes_on_when_it_starts_again(
+    start_stack: StartStack,
+) -> None:
+    stack = await start_stack(worker=0)
+    async with stack.client() as client, pymongo.AsyncMongoClient[dict[str, Any]](stack.database_url) as opened:
+        conversations = opened.get_default_database().conversations
+        chatbot = await client.call("POST", "/chatbots", json={"name": "Guide"})
+        await conversations.insert_many(many_conversations(chatbot["id"]))
+        assert (await client.request("DELETE", f"/chatbots/{chatbot['id']}")).status == 204
+        async with asyncio.timeout(DEADLINE_S):
+            while await conversations.count_documents({"title": MARK}) == MANY:
+                await asyncio.sleep(0.01)
+        stack.stores[0].kill()
+        await stack.stores[0].wait_exit()
+        assert 0 < await conversations.count_documents({"title": MARK}) < MANY
+        stack.stores[0].restart()
+        async with asyncio.timeout(2 * DEADLINE_S):
+            while await conversations.count_documents({"title": MARK}):
+                await asyncio.sleep(0.1)
+
+
 async def test_what_came_into_a_chatbot_while_it_was_deleted_goes_with_the_second_cleaning(
     hasty: Surroundings, documents: Database, vhost: Vhost
 ) -> None:
     chatbot = await a_chatbot(hasty)
     await hasty.api.call(DeleteChatbot(tenant=TENANT, chatbot=chatbot.id))
-    late = create_conversation(chatbot_id=chatbot.id, title=MARK)
-    await documents.conversations.insert_one(
-        {
-            "_id": late.conversation_id,
-            "tenant": TENANT,
-            "chatbot_id": chatbot.id,
-            "title": MARK,
-            "metadata": "{}",
-            "created_at": present(),
-            "updated_at": present(),
-        }
-    )
+    await documents.conversations.insert_one(many_conversations(chatbot.id)[0])
     assert (await done(hasty, "chatbot", chatbot.id)).removed == Removed(conversations=1)
     assert await where_marked(documents, vhost) == set()
 
@@ -239,20 +266,7 @@ async def test_chatbot_with_thousands_of_conversations_is_deleted_in_bounded_ste
     hasty: Surroundings, documents: Database, repository: Repository
 ) -> None:
     chatbot = await a_chatbot(hasty)
-    now = present()
-    conversations = [
-        {
-            "_id": new_id(),
-            "tenant": TENANT,
-            "chatbot_id": chatbot.id,
-            "title": MARK,
-            "metadata": "{}",
-            "created_at": now,
-            "updated_at": now,
-        }
-        for _ in range(10_000)
-    ]
-    await documents.conversations.insert_many(conversations)
+    await documents.conversations.insert_many(many_conversations(chatbot.id))
     begun = asyncio.get_running_loop().time()
     await hasty.api.call(DeleteChatbot(tenant=TENANT, chatbot=chatbot.id), timeout=1)
     # Others are served meanwhile.
@@ -304,3 +318,35 @@ async def test_dead_turn_of_a_chatbot_loses_its_text_with_it(
 async def test_what_never_was_cannot_be_erased(around: Surroundings) -> None:
     for kind in ("conversation", "chatbot"):
         assert (await problem(around, Erase(kind=kind, id=new_id()))).code == "not_found"
+
+
+async def test_everything_of_a_tenant_can_be_erased_and_nothing_of_any_other(
+    hasty: Surroundings, vhost: Vhost, documents: Database, repository: Repository
+) -> None:
+    own: dict[str, Any] = {"tenant": "theirs"}
+    chatbot = await a_chatbot(hasty, **own)
+    for with_chatbot in (chatbot, None):
+        await answered(hasty, conversation_id=await a_conversation(hasty, with_chatbot, **own), **own)
+    await answered(hasty, **own)
+    await asked(hasty, chatbot_id=chatbot.id, **own)
+    kept = await hasty.api.call(create_chatbot("Kept"))
+    conversation_id = (await hasty.api.call(create_conversation(chatbot_id=kept.id, title="Kept"))).id
+    belongings: list[tuple[str, str]] = []
+
+    async def remove(tenant: str, chatbot_id: str) -> None:
+        belongings.append((tenant, chatbot_id))
+
+    async with (
+        open_broker(vhost.amqp_url("parley-store"), "conversation_store") as broker,
+        announcing(broker) as announcements,
+        background(5) as tasks,
+    ):
+        jobs = Jobs(repository, broker, tasks, budget=Budget(10, 1_000), at_most=100)
+        endings = Endings(repository, broker, tasks, announcements, jobs)
+        erasures = Erasures(repository, broker, tasks, endings, belongings=[remove])
+        assert await erasures.everything_of("theirs") == Removed(conversations=2, turns=4)
+        assert await erasures.everything_of("theirs") == Removed()
+    assert belongings == [("theirs", chatbot.id)]
+    assert await where_marked(documents, vhost) == set()
+    assert not await documents.turns.count_documents({"status": {"$in": sorted(LIVE)}})
+    assert (await hasty.api.call(GetConversation(tenant=TENANT, conversation_id=conversation_id))).title == "Kept"
