@@ -1,7 +1,6 @@
 """Whose key is it? Asks the store, and remembers the answer for a while."""
 
 import asyncio
-import hashlib
 from collections.abc import Callable
 from typing import TypeVar, get_args
 
@@ -10,6 +9,7 @@ from shared.broker import Broker
 from shared.contracts.problems import ServiceError, refused
 from shared.contracts.resources import KeyGrant
 from shared.contracts.store import CheckKey
+from shared.ids import digest as digest_of
 
 GRANT_S = 30.0
 """How long a revoked key may still work."""
@@ -51,7 +51,7 @@ class Keys:
         key = key.strip()
         if scheme.lower() != "bearer" or not 1 <= len(key) <= KEY_MAX_CHARACTERS:
             raise refused("unauthorized", "A key is required: Authorization: Bearer <key>.")
-        digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+        digest = digest_of(key)
         now = self._clock()
         if (known := self._grants.get(digest)) is not None and known[0] > now:
             return known[1]
@@ -65,13 +65,15 @@ class Keys:
         return await asyncio.shield(asking)
 
     async def _ask(self, digest: str, timeout: float) -> KeyGrant:
+        # From before the question: it may be revoked while the answer is on its way.
+        asked_at = self._clock()
         try:
             grant = await self._broker.call(CheckKey(digest=digest), timeout)
         except ServiceError as error:
             if error.problem.code == "unauthorized":
                 _remember(self._refusals, digest, (self._clock() + REFUSAL_S, error))
             raise
-        _remember(self._grants, digest, (self._clock() + GRANT_S, grant))
+        _remember(self._grants, digest, (asked_at + GRANT_S, grant))
         return grant
 
 

@@ -13,6 +13,7 @@ from prometheus_client import Counter
 from services.api.auth import Keys, demand
 from services.api.calls import CALL, Call
 from services.api.dialects import Answer, Ask, Dialect, Endpoint, Follow, Incoming, Submit
+from services.api.limits import RequestLimits
 from services.api.runs import Runs
 from services.api.streams import Streams
 from shared.broker import Broker, BrokerError
@@ -47,6 +48,7 @@ class Api:
         self._dialects = dialects
         self._clock = asyncio.get_running_loop().time
         self._keys = Keys(broker, self._clock)
+        self._limits = RequestLimits(broker, self._clock)
         self._body_max_bytes = body_max_bytes
         self._busy = 0
         self._idle = asyncio.Event()
@@ -73,6 +75,7 @@ class Api:
                 async with asyncio.timeout(LAST_WORDS_S):
                     await self._idle.wait()
         await self._runs.settled(SETTLE_S)
+        await self._limits.report()
 
     @web.middleware
     async def _answered(
@@ -158,6 +161,7 @@ class Api:
             asked_at = self._clock()
             call.grant = await self._keys.check(request.headers.get("Authorization"), STORE_TIMEOUT_S)
             demand(endpoint.scope, call.grant)
+            self._limits.admit(call.grant)
             spent = self._clock() - asked_at
             body = await self._read(request) if endpoint.has_body else b""
             call.deadline = self._clock() + STORE_TIMEOUT_S - spent

@@ -44,7 +44,8 @@ class Runs:
     async def submit(self, request: web.Request, call: Call, submit: Submit) -> web.StreamResponse:
         """Has a turn answered."""
         timeout = call.remaining()
-        update: dict[str, object] = {"reply_by": datetime.now(UTC) + timedelta(seconds=timeout)}
+        reply_by = datetime.now(UTC) + timedelta(seconds=timeout)
+        update: dict[str, object] = {"reply_by": reply_by, "key_id": call.grant.key_id if call.grant else None}
         if submit.mode == "background":
             accepted = await self.to_the_end(self._accept(submit.turn.model_copy(update=update), timeout))
             return call.response(call.dialect.accepted(accepted.run))

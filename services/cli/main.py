@@ -2,6 +2,9 @@
 
     python -m services.cli dead-letters list
     python -m services.cli dead-letters replay ID
+    python -m services.cli keys create --tenant default --name website --scope chat
+    python -m services.cli keys list --tenant default
+    python -m services.cli keys revoke ID --tenant default
     python -m services.cli erase conversation|chatbot ID
 
 Exit codes: 0 done; 1 the store refuses; 2 wrong usage or a wrong setting; 3 broker or store do not answer; 4 an erasure
@@ -13,17 +16,21 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
-from typing import TypeVar, get_args
+from datetime import datetime
+from typing import Any, TypeVar, get_args
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from services.cli.tables import table
 from shared.backoff import pauses
 from shared.broker import BrokerError, NoReply, Unroutable, open_broker
-from shared.contracts.base import Contract, Request
+from shared.contracts.accounts import NAME_MAX_CHARACTERS, AccountName, ApiKey, CreateKey, ListKeys, NewKey, RevokeKey
+from shared.contracts.base import Contract, Id, Request, TenantId
 from shared.contracts.erasure import Erase, Erasure, Kind
 from shared.contracts.problems import Problem, ServiceError
+from shared.contracts.resources import Scope
 from shared.contracts.store import PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, DeadLetter, ListDeadLetters, ReplayDeadLetter
+from shared.ids import digest, new_id, new_key
 from shared.process import cause, load_settings
 from shared.settings import Settings
 from shared.telemetry import configure_logging
@@ -92,6 +99,44 @@ async def replay_dead_letter(store: Store, id_: str) -> str:
     return f"replayed: {letter.type}{about}"
 
 
+async def create_key(store: Store, tenant: str, name: str, scope: Scope) -> str:
+    """Makes a key, and tells its secret."""
+    id_ = new_id()
+    secret, prefix = new_key(id_)
+    key = NewKey(id=id_, name=name, scope=scope, prefix=prefix, digest=digest(secret))
+    await store.ask(CreateKey(tenant=tenant, key=key))
+    return f"{secret}\nThis is key {id_}; what is above is told this once."
+
+
+async def list_keys(store: Store, tenant: str) -> str:
+    """A table of a tenant's keys, in the order of their creation."""
+    keys: list[ApiKey] = []
+    cursor = None
+    while True:
+        page = await store.ask(ListKeys(tenant=tenant, limit=PAGE_LIMIT_MAX, cursor=cursor))
+        keys += page.data
+        if (cursor := page.next_cursor) is None:
+            break
+    if not keys:
+        return "there are no keys"
+    titles = ("ID", "NAME", "SCOPE", "CREATED AT", "LAST USED AT", "REVOKED AT")
+    rows = [
+        (key.id, _printable(key.name), key.scope, *map(_shown, (key.created_at, key.last_used_at, key.revoked_at)))
+        for key in keys
+    ]
+    return table(titles, rows)
+
+
+async def revoke_key(store: Store, tenant: str, id_: str) -> str:
+    """Revokes a key."""
+    await store.ask(RevokeKey(tenant=tenant, key_id=id_))
+    return f"revoked: {id_} is dead everywhere within 30 s"
+
+
+def _shown(time: datetime | None) -> str:
+    return f"{time:%Y-%m-%d %H:%M:%S}" if time else "-"
+
+
 async def erase(store: Store, kind: Kind, id_: str, wait_s: float) -> str:
     """Deletes a conversation or a chatbot, and waits until nothing is left of its texts; what was removed."""
     clock = asyncio.get_running_loop().time
@@ -122,8 +167,7 @@ def _left(erasure: Erasure) -> str:
 
 
 def _row(letter: DeadLetter) -> tuple[str, ...]:
-    times = [f"{time:%Y-%m-%d %H:%M:%S}" if time else "-" for time in (letter.died_at, letter.replayed_at)]
-    died_at, replayed_at = times
+    died_at, replayed_at = map(_shown, (letter.died_at, letter.replayed_at))
     # Some of it was written by whoever sent the message.
     said = [_printable(text) for text in (letter.type, letter.queue, letter.reason)]
     return letter.id, died_at, *said, letter.run_id or "-", str(letter.size), replayed_at
@@ -154,12 +198,22 @@ def _refused(problem: Problem) -> CommandFailed:
 
 
 def _id(text: str) -> str:
+    return _valid(Id, text, "is no id: `list` shows them")
+
+
+def _tenant(text: str) -> str:
+    return _valid(TenantId, text, "is no id of a tenant")
+
+
+def _name(text: str) -> str:
+    return _valid(AccountName, text, f"is no name of 1 to {NAME_MAX_CHARACTERS} characters")
+
+
+def _valid(kind: Any, text: str, fault: str) -> str:
     try:
-        return ReplayDeadLetter(dead_letter_id=text).dead_letter_id
+        return str(TypeAdapter(kind).validate_python(text))
     except ValidationError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no id of a dead letter: `dead-letters list` shows them"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} {fault}") from None
 
 
 def _any_id(text: str) -> str:
@@ -183,29 +237,39 @@ def _parser() -> argparse.ArgumentParser:
     commands = letters.add_subparsers(dest="command", required=True, metavar="list|replay")
     listing = commands.add_parser("list", help="show them, newest first; times are UTC")
     listing.add_argument("--limit", type=_count, default=PAGE_LIMIT_DEFAULT, help="how many (default: %(default)s)")
+    listing.set_defaults(run=lambda store, given: list_dead_letters(store, given.limit))
     replaying = commands.add_parser("replay", help="try one again, once what killed it is mended")
     replaying.add_argument("id", type=_id, metavar="ID")
+    replaying.set_defaults(run=lambda store, given: replay_dead_letter(store, given.id))
+    keys = parts.add_parser("keys", help="the keys of a tenant", description="What opens the HTTP API to a tenant.")
+    _add_keys(keys.add_subparsers(dest="command", required=True, metavar="create|list|revoke"))
     description = "What is deleted leaves no text in any collection or queue; this waits until it is so."
     erasing = parts.add_parser("erase", help="delete something with all its texts", description=description)
     erasing.add_argument("kind", choices=get_args(Kind), help="what it is")
     erasing.add_argument("id", type=_any_id, metavar="ID", help="its id")
-    erasing.add_argument(
-        "--wait",
-        type=_count,
-        default=ERASED_WITHIN_S,
-        metavar="SECONDS",
-        help="how long at most (default: %(default)s)",
-    )
+    limit = "how many seconds to wait at most (default: %(default)s)"
+    erasing.add_argument("--wait", type=_count, default=ERASED_WITHIN_S, metavar="SECONDS", help=limit)
+    erasing.set_defaults(run=lambda store, given: erase(store, given.kind, given.id, given.wait))
     return parser
 
 
+def _add_keys(commands: Any) -> None:
+    creating = commands.add_parser("create", help="make one, and show its secret, this once")
+    creating.add_argument("--name", type=_name, required=True, help="what it is for")
+    creating.add_argument("--scope", choices=get_args(Scope), default="chat", help="default: %(default)s")
+    creating.set_defaults(run=lambda store, given: create_key(store, given.tenant, given.name, given.scope))
+    listing = commands.add_parser("list", help="show them in the order of their creation; times are UTC")
+    listing.set_defaults(run=lambda store, given: list_keys(store, given.tenant))
+    revoking = commands.add_parser("revoke", help="revoke one, for good")
+    revoking.add_argument("id", type=_id, metavar="ID")
+    revoking.set_defaults(run=lambda store, given: revoke_key(store, given.tenant, given.id))
+    for command in (creating, listing, revoking):
+        command.add_argument("--tenant", type=_tenant, required=True, help="whose: `default`, or a tenant's id")
+
+
 async def _run(options: argparse.Namespace, settings: Settings) -> str:
-    store = Store(settings)
-    if options.part == "erase":
-        return await erase(store, options.kind, options.id, options.wait)
-    if options.command == "list":
-        return await list_dead_letters(store, options.limit)
-    return await replay_dead_letter(store, options.id)
+    said: str = await options.run(Store(settings), options)
+    return said
 
 
 def run(arguments: Sequence[str]) -> int:

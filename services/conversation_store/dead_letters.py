@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from services.conversation_store.background import Background
 from services.conversation_store.documents import Document, Turn, present
 from services.conversation_store.endings import Endings
-from services.conversation_store.intake import Intake
+from services.conversation_store.intake import LATER, Intake
 from services.conversation_store.jobs import Jobs
 from services.conversation_store.repository import DuplicateTurn, Repository
 from services.conversation_store.turns import Bury, Replay
@@ -176,7 +176,7 @@ class DeadLetters:
         outcome = await self._intake.again(command, login)
         if isinstance(outcome, TurnRejected):
             detail = f"the turn is rejected: {outcome.code}: {outcome.detail}"
-            raise refused("conversation_busy" if outcome.code == "conversation_busy" else "invalid_request", detail)
+            raise refused(LATER.get(outcome.code, "invalid_request"), detail)
 
 
 def contract(letter: Mapping[str, Any]) -> DeadLetter:

@@ -41,6 +41,7 @@ SHORT_FIELDS = (
     "silent",
     "republished",
     "attempts_before",
+    "in_line",
     "followed",
     "dead_lettered",
     "adopted",
@@ -49,6 +50,7 @@ SHORT_FIELDS = (
     "metadata",
     "request_hash",
     "idempotency_key",
+    "key_id",
     "login",
     "outcome_pending",
     "published",
@@ -247,7 +249,7 @@ def _receipt(document: Document) -> Receipt:
 
 def request_hash(command: SubmitTurn) -> str:
     """Tells a repeated request from another one with the same key: all that decides about the answer."""
-    but = {"run_id", "tenant", "idempotency_key", "subscriber", "reply_by"}
+    but = {"run_id", "tenant", "key_id", "idempotency_key", "subscriber", "reply_by"}
     # Without what has its default: a field that is added some day makes no other request of what is repeated across it.
     body = command.model_dump(mode="json", exclude=but, exclude_defaults=True)
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
@@ -285,16 +287,24 @@ def freeze(command: SubmitTurn, chatbot: ChatbotSettings | None, default_model: 
 
 
 def new_turn(
-    command: SubmitTurn, *, frozen: Frozen, seq: int, login: str | None, now: datetime, waits: bool = False
+    command: SubmitTurn,
+    *,
+    frozen: Frozen,
+    seq: int,
+    login: str | None,
+    now: datetime,
+    waits: bool = False,
+    in_line: bool = False,
 ) -> Document:
     """The document of a turn that is accepted at `now`, its job not published yet.
 
-    It is queued, or if it `waits` behind another turn of its conversation, waiting.
+    It is queued; or waiting, if it `waits` behind another turn of its conversation, or `in_line` before the job queue.
     """
+    is_queued = not (waits or in_line)
     document: Document = {
         "_id": command.run_id,
         "tenant": command.tenant,
-        "status": "waiting" if waits else "queued",
+        "status": "queued" if is_queued else "waiting",
         "revision": 1,
         "attempt": 0,
         "bases": [],
@@ -320,14 +330,18 @@ def new_turn(
     if (conversation_id := conversation_of(command)) is not None:
         # Left out and not null where there is none: the unique indexes hold what exists.
         document |= {"conversation_id": conversation_id, "seq": seq}
-        if not waits:
+        if is_queued:
             document["active"] = True
     else:
         document["expires_at"] = now + STATELESS_KEPT
+    if in_line:
+        document |= {"in_line": True, "next_check": document["deadline"]}
     if command.idempotency_key is not None:
         document["idempotency_key"] = command.idempotency_key
     if login is not None:
         document |= {"login": login, "outcome_pending": True}
+    elif command.key_id is not None:
+        document["key_id"] = command.key_id
     return document
 
 

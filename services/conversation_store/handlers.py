@@ -1,11 +1,9 @@
 """Answers the store's requests, one function per message."""
 
 import asyncio
-import hashlib
-import hmac
 from collections.abc import Awaitable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TypeVar
 
 import structlog
@@ -14,9 +12,10 @@ from services.conversation_store.dead_letters import DeadLetters, contract
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
 from services.conversation_store.erasure import Erasures
-from services.conversation_store.paging import cursor, cut, position
+from services.conversation_store.paging import cursor, cut, position, time_and_id, time_cursor
 from services.conversation_store.refusals import found, invalid
 from services.conversation_store.repository import Applied, Repository
+from services.conversation_store.shares import Shares
 from services.conversation_store.submission import Submissions
 from services.conversation_store.turns import SUSPECTS_TOGETHER, AttemptLimits, Claim, Watch, suspects_at_once
 from shared.broker import Broker, BrokerError, Handlers
@@ -25,13 +24,11 @@ from shared.contracts.resources import (
     Conversation,
     ConversationMessage,
     ConversationPage,
-    KeyGrant,
     MessagePage,
     Run,
 )
 from shared.contracts.store import (
     CancelTurn,
-    CheckKey,
     Checkpoint,
     ClaimRun,
     ClaimVerdict,
@@ -69,22 +66,6 @@ _LAST = 1_000_000
 """Past the last message of any turn."""
 
 
-class Keys:
-    """Knows the bootstrap key, and turns any other key's digest into what is stored of it."""
-
-    def __init__(self, bootstrap_key: str, pepper: str) -> None:
-        self._bootstrap_digest = hashlib.sha256(bootstrap_key.encode()).hexdigest()
-        self._pepper = pepper.encode()
-
-    def is_bootstrap(self, digest: str) -> bool:
-        """It is the operator's own key."""
-        return hmac.compare_digest(self._bootstrap_digest, digest)
-
-    def mac(self, digest: str) -> str:
-        """HMAC-SHA256 of a key's digest under the pepper: of no use to who only has the database."""
-        return hmac.new(self._pepper, digest.encode(), hashlib.sha256).hexdigest()
-
-
 class Requests:
     """The answers to `chat.requests`. Each raises ServiceError for what it will not or cannot do."""
 
@@ -97,9 +78,8 @@ class Requests:
         dead_letters: DeadLetters,
         *,
         erasures: Erasures,
-        keys: Keys,
+        shares: Shares,
         limits: AttemptLimits,
-        default_tenant: str,
     ) -> None:
         self._repository = repository
         self._broker = broker
@@ -107,16 +87,14 @@ class Requests:
         self._endings = endings
         self._erasures = erasures
         self._dead_letters = dead_letters
-        self._keys = keys
+        self._shares = shares
         self._limits = limits
-        self._default_tenant = default_tenant
         self._looking_for: dict[str, asyncio.Task[bool]] = {}
 
     def handlers(self) -> Handlers:
         """Which function answers which request."""
         return {
             Ping: self.ping,
-            CheckKey: self.check_key,
             CreateConversation: self.create_conversation,
             GetConversation: self.get_conversation,
             ListConversations: self.list_conversations,
@@ -138,15 +116,6 @@ class Requests:
         await self._repository.ping()
         return Done()
 
-    async def check_key(self, request: CheckKey) -> KeyGrant:
-        """Whose key it is."""
-        if self._keys.is_bootstrap(request.digest):
-            return KeyGrant(key_id="bootstrap", tenant=self._default_tenant, scope="admin", bootstrap=True)
-        grant = await self._repository.grant(self._keys.mac(request.digest))
-        if grant is None:
-            raise refused("unauthorized", "the key is not known, or was revoked")
-        return grant
-
     async def create_conversation(self, request: CreateConversation) -> Conversation:
         """Opens a conversation; the same request again gives the same one."""
         if request.chatbot_id and not await self._repository.chatbots.settings(request.tenant, request.chatbot_id):
@@ -162,10 +131,11 @@ class Requests:
 
     async def list_conversations(self, request: ListConversations) -> ConversationPage:
         """Conversations, newest first."""
-        before = None if request.cursor is None else _time_and_id("conversations", request.cursor)
+        before = None if request.cursor is None else time_and_id("conversations", request.cursor)
         rows = await self._repository.conversations(request, before, request.limit + 1)
         page, more = cut(rows, request.limit, lambda row: len(row.to_json()))
-        return ConversationPage(data=tuple(page), next_cursor=_after(page[-1]) if more else None)
+        following = time_cursor("conversations", page[-1].created_at, page[-1].id) if more else None
+        return ConversationPage(data=tuple(page), next_cursor=following)
 
     async def update_conversation(self, request: UpdateConversation) -> Conversation:
         """Renames a conversation, or replaces its metadata."""
@@ -229,6 +199,8 @@ class Requests:
 
     async def claim_run(self, request: ClaimRun) -> ClaimVerdict:
         """Gives the run to the worker, or says why not."""
+        self._shares.told(request.worker, request.slots, asyncio.get_running_loop().time())
+        readings = self._shares.queued.readings
         if request.redelivered and not self._hears_owners():
             raise refused("unavailable", "owners come first after a reconnect", retry_after_s=1)
         claim = Claim(
@@ -256,6 +228,9 @@ class Requests:
             )
         if applied.verdict != "granted":
             return ClaimVerdict(verdict="busy")
+        state = applied.turn.state()
+        if state.attempt == state.attempts_before + 1:
+            self._shares.taken(applied.turn.tenant, readings)
         return await self._granted(applied.turn)
 
     async def _gone(self, turn: Turn, claim: Claim) -> str | None:
@@ -294,14 +269,15 @@ class Requests:
 
     async def checkpoint(self, request: Checkpoint) -> Standings:
         """Keeps what a worker has of its runs, and says which of them have become another matter."""
+        self._shares.heard(request.worker, asyncio.get_running_loop().time())
         return await self._repository.turns.checkpoint(request)
 
     async def list_dead_letters(self, request: ListDeadLetters) -> DeadLetterPage:
         """What was set aside, newest first."""
-        before = None if request.cursor is None else _time_and_id("dead_letters", request.cursor)
+        before = None if request.cursor is None else time_and_id("dead_letters", request.cursor)
         rows = await self._repository.dead_letters.page(before, request.limit + 1)
         page, more = cut([contract(row) for row in rows], request.limit, lambda row: len(row.to_json()))
-        following = cursor("dead_letters", _milliseconds(page[-1].died_at), page[-1].id) if more else None
+        following = time_cursor("dead_letters", page[-1].died_at, page[-1].id) if more else None
         return DeadLetterPage(data=tuple(page), next_cursor=following)
 
     async def replay_dead_letter(self, request: ReplayDeadLetter) -> DeadLetter:
@@ -323,22 +299,6 @@ def _rows(turns: list[Turn], order: str, start: tuple[int, int] | None) -> list[
     if start is None:
         return rows
     return [row for row in rows if (row[:2] >= start if order == "asc" else row[:2] <= start)]
-
-
-def _after(last: Conversation) -> str:
-    return cursor("conversations", _milliseconds(last.created_at), last.id)
-
-
-def _milliseconds(time: datetime) -> int:
-    return round(time.timestamp() * 1000)
-
-
-def _time_and_id(kind: str, given: str) -> tuple[datetime, str]:
-    milliseconds, id_ = position(kind, given)
-    try:
-        return datetime.fromtimestamp(int(milliseconds) / 1000, UTC), id_
-    except (ValueError, OverflowError, OSError) as error:
-        raise refused("invalid_cursor", "the cursor is not one that this list gave out") from error
 
 
 def _seq_and_n(kind: str, given: str) -> tuple[int, int]:

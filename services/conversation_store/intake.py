@@ -1,6 +1,7 @@
 """Takes turns from internal services, who wait for no reply: what becomes of each is an outcome."""
 
 import asyncio
+from collections.abc import Mapping
 
 import structlog
 
@@ -10,10 +11,13 @@ from services.conversation_store.submission import Submissions
 from shared.backoff import pauses
 from shared.broker import Broker, BrokerError, Delivery, QueueFull
 from shared.contracts.jobs import TurnRejected
-from shared.contracts.problems import Problem, ServiceError
+from shared.contracts.problems import ErrorCode, Problem, ServiceError
 from shared.contracts.store import SubmitTurn, TurnAccepted
 
 log = structlog.get_logger(__name__)
+
+LATER: Mapping[str, ErrorCode] = {"conversation_busy": "conversation_busy", "rate_limited": "rate_limited"}
+"""Refusals of a turn that may be accepted at another time."""
 
 HELD_FOR_FULL_QUEUES = 25
 """So many turns at most wait until their services' queues have room; the rest of the prefetch is for all others."""
@@ -94,11 +98,11 @@ class Intake:
     async def again(self, command: SubmitTurn, login: str) -> TurnAccepted | TurnRejected:
         """Submits a turn that was set aside, once more for that login, and tells it what has become of it.
 
-        If the conversation is busy, nothing is told: the turn can be submitted again later.
+        If the conversation is busy, or a limit reached, nothing is told: the turn can be submitted again later.
         Raises ServiceError(unavailable, overloaded), BrokerError.
         """
         outcome = await self._submit(command, login)
-        if outcome.type == "TurnAccepted" or outcome.code != "conversation_busy":
+        if outcome.type == "TurnAccepted" or outcome.code not in LATER:
             await self._broker.outcome(login, outcome)
         return outcome
 

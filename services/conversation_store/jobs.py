@@ -13,6 +13,7 @@ from services.conversation_store.background import Background, running
 from services.conversation_store.documents import ChatbotSettings, Turn
 from services.conversation_store.prompts import Budget, History, PastTurn
 from services.conversation_store.repository import DuplicateTurn, Repository
+from services.conversation_store.shares import Shares
 from services.conversation_store.turns import Promote
 from shared.broker import Broker, BrokerError
 from shared.contracts.jobs import GenerateReply
@@ -45,31 +46,42 @@ class Past:
 
 
 class Jobs:
-    """The way of every job into the queue. `at_most`: so many may wait there before no more turns are accepted."""
+    """The way of every job into the queue, of which `shares` says how much each tenant may have.
+
+    at_most: so many turns of one tenant may wait for a worker before no more of them are accepted.
+    """
 
     def __init__(
-        self, repository: Repository, broker: Broker, background: Background, *, budget: Budget, at_most: int
+        self,
+        repository: Repository,
+        broker: Broker,
+        background: Background,
+        shares: Shares,
+        *,
+        budget: Budget,
+        at_most: int,
     ) -> None:
         self._repository = repository
         self._broker = broker
         self._background = background
+        self._shares = shares
         self._budget = budget
         # How many turns are read at a time, and the characters of the longest that may be of use.
         self._page = max(2, budget.messages // 2 + 1), budget.characters
         self._at_most = at_most
         self._depth = 0
         self._sent = 0
-        self._sent_before = 0
+        self._arrived = 0
+        self._arrived_before = 0
 
     @property
     def depth(self) -> int:
         """How many jobs wait for a worker: as many as there were a moment ago, and those sent from here since."""
-        return self._depth + self._sent - self._sent_before
+        return self._depth + self._sent - self._arrived_before
 
-    @property
-    def are_too_many(self) -> bool:
-        """The queue is full, or about to be."""
-        return self.depth >= self._at_most
+    def are_too_many(self, tenant: str) -> bool:
+        """The queue is full, or about to be, with those of the tenant's turns that wait for a place there."""
+        return self.depth + self._shares.lined_up.of(tenant) >= self._at_most
 
     def watching(self) -> AbstractAsyncContextManager[None]:
         """While this lasts, the depth of the queue is known."""
@@ -77,14 +89,15 @@ class Jobs:
 
     async def _watch_for_ever(self) -> None:
         while True:
-            # Counted from before the question: a job that is counted twice does no harm, one that is not would.
-            sent = self._sent
+            # Only those that had arrived before the question are sure to be in the answer: a job that is counted twice
+            # does no harm, one that is not would.
+            arrived = self._arrived
             try:
                 self._depth = await self._broker.depth(JOBS)
             except BrokerError as error:
                 log.info("depth of the job queue is not known", cause=str(error))
             else:
-                self._sent_before = sent
+                self._arrived_before = arrived
                 _DEPTH.set(self._depth)
             await asyncio.sleep(WATCH_S)
 
@@ -127,22 +140,28 @@ class Jobs:
         await self._publish(await self._job_of(turn))
 
     async def promote(self, conversation_id: str) -> None:
-        """If the conversation is free, the turn that has waited longest is answered next.
+        """If the conversation is free, the turn that has waited longest is answered next: at once, or in its line.
 
         May be called at any time, by anybody. Raises ServiceError(unavailable); then a sweeper will call it.
         """
-        while (run_id := await self._repository.waiting.oldest(conversation_id)) is not None:
+        while (oldest := await self._repository.waiting.oldest(conversation_id)) is not None:
+            run_id, tenant = oldest
             # While another turn is active, its end is what promotes. That end is either decided already, so that no
             # turn is active here, or it will see this mark.
             if await self._repository.waiting.follow(conversation_id):
                 return
             try:
-                applied = await self._repository.turns.apply(run_id, Promote())
+                applied = await self._repository.turns.apply(run_id, Promote(self._shares.has_room(tenant)))
             except DuplicateTurn:
                 continue  # another turn was faster, and is to be marked
             if applied is not None and applied.verdict == "promoted":
+                self._shares.entered(tenant)
                 crashpoint("after_promotion")
                 self.publish_later(run_id)
+            elif applied is not None and applied.verdict == "lined_up":
+                # Nobody in the conversation is before it. If it was in line already, the next count says so.
+                self._shares.joined(tenant)
+                return
 
     def publish_later(self, run_id: str) -> None:
         """`publish_again`, for which nobody waits: what fails is left to the sweeper."""
@@ -162,6 +181,8 @@ class Jobs:
             # The turn is committed, so this is no failure of it: also not if the queue is full.
             log.warning("job is left to the sweeper", run_id=job.run_id, cause=type(error).__name__)
             return
+        finally:
+            self._arrived += 1
         crashpoint("after_job_published")
         self._repository.turns.mark_published(job.run_id)
 

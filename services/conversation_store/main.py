@@ -9,15 +9,19 @@ import structlog
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from services.conversation_store.accounts import AccountRequests, Keys
 from services.conversation_store.background import background
 from services.conversation_store.chatbots import Chatbots
 from services.conversation_store.dead_letters import DeadLetters
 from services.conversation_store.endings import Endings, announcing
 from services.conversation_store.erasure import Erasures
-from services.conversation_store.handlers import Keys, Requests
+from services.conversation_store.handlers import Requests
 from services.conversation_store.intake import Intake
 from services.conversation_store.jobs import Jobs
+from services.conversation_store.limits import Policies, TurnLimits
+from services.conversation_store.line import Line
 from services.conversation_store.prompts import Budget
+from services.conversation_store.removal import Removals
 from services.conversation_store.repository import (
     DEFAULT_TENANT,
     Repository,
@@ -25,10 +29,12 @@ from services.conversation_store.repository import (
     migrate,
     open_repository,
 )
+from services.conversation_store.shares import Shares
 from services.conversation_store.submission import Submissions
 from services.conversation_store.sweeper import Pace, Sweeper
 from services.conversation_store.turns import AttemptLimits
 from shared.broker import Broker, open_broker
+from shared.contracts.accounts import LIMIT_MAX, Limits
 from shared.contracts.jobs import FinishRun
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn
@@ -86,12 +92,30 @@ class StoreSettings(DatabaseSettings):
         default=48_000, ge=0, le=500_000, description="characters of history in a prompt at most"
     )
     jobs_max: int = Field(
-        default=10_000, ge=1, description="jobs that may wait for a worker; past that, new turns are refused"
+        default=10_000, ge=1, description="jobs of a tenant that may wait for a worker; past that, new ones are refused"
     )
     attempts_max: int = Field(default=10, ge=1, le=100, description="attempts after which a run is given up")
     attempts_fruitless_max: int = Field(
         default=5, ge=1, le=100, description="attempts lost without more text after which a run is given up"
     )
+    tenant_requests_per_minute: int | None = Field(
+        default=None, ge=1, le=LIMIT_MAX, description="requests a minute of a tenant without a limit of its own"
+    )
+    tenant_active_runs: int | None = Field(
+        default=None, ge=1, le=LIMIT_MAX, description="active runs of a tenant without a limit of its own"
+    )
+    tenant_tokens_per_day: int | None = Field(
+        default=None, ge=1, le=LIMIT_MAX, description="tokens a day of a tenant without a limit of its own"
+    )
+
+    @property
+    def default_limits(self) -> Limits:
+        """What a tenant may do that has no limits of its own."""
+        return Limits(
+            requests_per_minute=self.tenant_requests_per_minute,
+            active_runs=self.tenant_active_runs,
+            tokens_per_day=self.tenant_tokens_per_day,
+        )
 
     @model_validator(mode="after")
     def _default_model_is_known(self) -> Self:
@@ -117,14 +141,22 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         background(GRACE_S) as tasks,
     ):
         budget = Budget(settings.history_messages, settings.history_characters)
-        jobs = Jobs(repository, broker, tasks, budget=budget, at_most=settings.jobs_max)
+        shares = Shares()
+        jobs = Jobs(repository, broker, tasks, shares, budget=budget, at_most=settings.jobs_max)
+        line = Line(repository, shares, jobs)
         endings = Endings(repository, broker, tasks, announcements, jobs)
         erasures = Erasures(repository, broker, tasks, endings)
+        policies = Policies(repository, settings.default_limits)
+        # So that a first message need not wait for this.
+        await policies.of_tenant(DEFAULT_TENANT)
+        limits = TurnLimits(repository, policies)
         submissions = Submissions(
             repository,
             tasks,
             jobs,
             endings,
+            limits=limits,
+            shares=shares,
             default_model=settings.default_model,
             known_models=settings.models_file.known,
         )
@@ -144,20 +176,31 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             endings,
             dead_letters,
             erasures=erasures,
-            keys=Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value()),
+            shares=shares,
             limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
+        )
+        removals = Removals(repository, endings)
+        accounts = AccountRequests(
+            repository,
+            policies,
+            removals,
+            keys=Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value()),
             default_tenant=DEFAULT_TENANT,
         )
         chatbots = Chatbots(repository, erasures, settings.models_file.known)
         sweeper = Sweeper(repository, broker, tasks, jobs, endings, erasures=erasures, pace=pace or Pace())
         async with (
-            broker.serving({**requests.handlers(), **chatbots.handlers(), **erasures.handlers()}),
+            broker.serving(
+                {**requests.handlers(), **accounts.handlers(), **chatbots.handlers(), **erasures.handlers()}
+            ),
             broker.working(SubmitTurn, intake.take, prefetch=INTAKE_PREFETCH),
             broker.working(FinishRun, endings.take, prefetch=RESULTS_PREFETCH),
             broker.dead_letters(dead_letters.take, prefetch=DEAD_LETTERS_PREFETCH),
             jobs.watching(),
+            line.moving(),
             endings.telling_again(),
             sweeper.sweeping(),
+            removals.removing(),
             _health(settings, broker, repository),
         ):
             log.info("conversation store serves", process=broker.process)

@@ -3,6 +3,7 @@
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from shared.contracts.problems import refused
@@ -34,6 +35,20 @@ def position(kind: str, given: str) -> tuple[str, str]:
     except ValueError:
         pass  # not base64, not text, or of another shape: no cursor either way
     raise refused("invalid_cursor", "the cursor is not one that this list gave out")
+
+
+def time_cursor(kind: str, at: datetime, id_: str) -> str:
+    """A cursor for what came at that time, in a list in order of time and then of ids."""
+    return cursor(kind, round(at.timestamp() * 1000), id_)
+
+
+def time_and_id(kind: str, given: str) -> tuple[datetime, str]:
+    """The place that `time_cursor` was made for. Raises ServiceError(invalid_cursor) for what is no such cursor."""
+    milliseconds, id_ = position(kind, given)
+    try:
+        return datetime.fromtimestamp(int(milliseconds) / 1000, UTC), id_
+    except (ValueError, OverflowError, OSError) as error:
+        raise refused("invalid_cursor", "the cursor is not one that this list gave out") from error
 
 
 def _check(text: bytes) -> bytes:

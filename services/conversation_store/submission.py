@@ -23,9 +23,11 @@ from services.conversation_store.documents import (
 )
 from services.conversation_store.endings import Endings
 from services.conversation_store.jobs import Jobs, new_job
+from services.conversation_store.limits import Allowance, TurnLimits
 from services.conversation_store.prompts import History
 from services.conversation_store.refusals import demand_known_model, invalid
 from services.conversation_store.repository import DuplicateTurn, Repository
+from services.conversation_store.shares import Shares
 from services.conversation_store.turns import Adopt, Withdraw
 from shared.backoff import pauses
 from shared.contracts.jobs import GenerateReply
@@ -55,7 +57,7 @@ RETRY_AFTER_FULL_S = 5
 
 _ACCEPTED = Counter("parley_store_turns_accepted", "turns committed")
 _LATE = Counter("parley_store_turns_withdrawn", "turns that were committed after their submitter had left")
-_OVERLOADED = Counter("parley_store_turns_overloaded", "turns refused because the job queue was full")
+_REFUSED = Counter("parley_store_turns_refused", "turns refused: the job queue was full, or a limit reached", ["code"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Submissions:
         jobs: Jobs,
         endings: Endings,
         *,
+        limits: TurnLimits,
+        shares: Shares,
         default_model: str | None,
         known_models: frozenset[str] | None = None,
     ) -> None:
@@ -93,6 +97,8 @@ class Submissions:
         self._background = background
         self._jobs = jobs
         self._endings = endings
+        self._limits = limits
+        self._shares = shares
         self._default_model = default_model
         self._known_models = known_models
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -102,11 +108,13 @@ class Submissions:
 
         With a `login` the turn came over the intake queue, and nobody waits for the answer.
         Raises ServiceError: not_found, invalid_request, conversation_busy, idempotency_mismatch, too_large,
-        overloaded, unavailable. After `unavailable` the turn may have been committed, but it is not answered.
+        rate_limited, overloaded, unavailable. After `unavailable` the turn may have been committed, but it is not
+        answered.
         """
         leave_at = None if login is not None else _leave_at(command)
-        async with self._place(leave_at):
-            return await self._submit(command, leave_at, login)
+        # Outside, lest those of one tenant who wait for each other take all places.
+        async with self._limits.of(command, login) as allowance, self._place(leave_at):
+            return await self._submit(command, leave_at, login, allowance)
 
     @asynccontextmanager
     async def _place(self, leave_at: datetime | None) -> AsyncIterator[None]:
@@ -124,13 +132,17 @@ class Submissions:
         finally:
             self._places.release()
 
-    async def _submit(self, command: SubmitTurn, leave_at: datetime | None, login: str | None) -> TurnAccepted:
-        if self._jobs.are_too_many:
+    async def _submit(
+        self, command: SubmitTurn, leave_at: datetime | None, login: str | None, allowance: Allowance
+    ) -> TurnAccepted:
+        refusal = _overloaded() if self._jobs.are_too_many(command.tenant) else await allowance.problem()
+        if refusal is not None:
+            # What was accepted before is answered as before, and costs nothing.
             mine = _made_before(command, await self._rivals(command))
             if mine is not None and (accepted := await self._known(mine, command, leave_at)) is not None:
                 return accepted
-            _OVERLOADED.inc()
-            raise _overloaded()
+            _REFUSED.labels(refusal.problem.code).inc()
+            raise refusal
         for race in range(RACES):
             standing, waits = await self._standing(command), False
             if race or standing.is_busy:
@@ -145,18 +157,39 @@ class Submissions:
                     waits = True
                 elif standing.is_busy:
                     continue  # whatever was in the way has gone, and may have left an answer for the history
-            now = self._repository.turns.clock.now()
-            frozen = standing.frozen
-            document = new_turn(command, frozen=frozen, seq=standing.seq, login=login, now=now, waits=waits)
-            # Of a turn that waits, to see whether there can ever be one: its history is read when it is its turn.
-            history = self._jobs.no_past() if waits else standing.history
-            job = _job(command, frozen, history, document["deadline"])
-            if await self._inserted(document, leave_at):
-                accepted = self._accepted(Turn(document), command, None if waits else job)
-                # The job leaves before the reply does: the first token waits for it.
-                await asyncio.sleep(0)
+            accepted = await self._committed(command, standing, waits=waits, leave_at=leave_at, login=login)
+            if accepted is not None:
                 return accepted
         raise _unavailable("the conversation changes too fast")
+
+    async def _committed(
+        self,
+        command: SubmitTurn,
+        standing: _Standing,
+        *,
+        waits: bool,
+        leave_at: datetime | None,
+        login: str | None,
+    ) -> TurnAccepted | None:
+        """Commits the turn, which `waits` for its conversation or not; None if a unique index is against it."""
+        entering = None if waits else self._shares.enter(command.tenant)
+        in_line = not waits and entering is None
+        now = self._repository.turns.clock.now()
+        frozen = standing.frozen
+        document = new_turn(
+            command, frozen=frozen, seq=standing.seq, login=login, now=now, waits=waits, in_line=in_line
+        )
+        # Of a turn that waits, to see whether there can ever be one: its history is read when it is its turn.
+        history = self._jobs.no_past() if waits else standing.history
+        job = _job(command, frozen, history, document["deadline"])
+        if not await self._inserted(document, leave_at):
+            return None
+        if entering is not None:
+            self._shares.has_entered(command.tenant, entering)
+        accepted = self._accepted(Turn(document), command, job)
+        # The job leaves before the reply does: the first token waits for it.
+        await asyncio.sleep(0)
+        return accepted
 
     async def _rivals(self, command: SubmitTurn) -> list[Turn]:
         return await self._repository.in_the_way_of(command, conversation_of(command))
@@ -281,10 +314,13 @@ class Submissions:
             raise _unavailable("the database did not answer in time") from None
         return applied is not None and applied.verdict == "adopted"
 
-    def _accepted(self, turn: Turn, command: SubmitTurn, job: GenerateReply | None) -> TurnAccepted:
+    def _accepted(self, turn: Turn, command: SubmitTurn, job: GenerateReply) -> TurnAccepted:
         _ACCEPTED.inc()
         # The answer waits for none of this: the turn is committed, and whatever is left undone can be made good.
-        if job is None:
+        state = turn.state()
+        if state.in_line:
+            self._shares.joined(turn.tenant)
+        elif state.status == "waiting":
             self._background.start(self._take_place(turn, command))
         else:
             self._jobs.publish(job)

@@ -3,7 +3,7 @@
 Whoever wants a change reads the turn, lets `decide` judge it, and writes the outcome only if the turn's revision is
 still the one that was read; else it reads and asks again. So all commands may be repeated, delayed and reordered:
 deciding the same command on a state that holds its effect already changes nothing and gives the same verdict. Only a
-sweep cannot know that it was the one: what a sweeper leaves undone, the next one finds.
+sweep, and a move up the line, cannot know that it was the one: what is left undone then, the next sweep finds.
 A checkpoint leaves the revision as it is; so what `judges_the_lease` is decided on what was just read, and written only
 if `renewed_at` is still the same, too.
 """
@@ -84,7 +84,8 @@ class TurnState:
     longest: the most that was held when an attempt was lost; fruitless: attempts lost without more than that; silent:
     those lost in a row, up to the last one, of which no text at all was held.
     attempts_before: attempts that count no more, since an operator had the run repeated.
-    followed: a waiting turn stands behind this one. dead_lettered: it failed for its job, and may be repeated.
+    in_line: it waits, but not for its conversation: only for its tenant's share of the job queue to have room.
+    followed: a waiting turn stands behind this one, or may. dead_lettered: it failed for its job, and may be repeated.
     adopted: more than one request was answered with this turn, before anybody took it.
     erased: the conversation was deleted; no text may be stored any more.
     withdrawn, result: only in a state that a decision has just ended.
@@ -109,6 +110,7 @@ class TurnState:
     fruitless: int = 0
     silent: int = 0
     attempts_before: int = 0
+    in_line: bool = False
     followed: bool = False
     dead_lettered: bool = False
     adopted: bool = False
@@ -208,7 +210,17 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Promote:
-    """The turn waited for its conversation to be free, and it is; an index has the last word on that."""
+    """The turn waited for its conversation to be free, and it is; an index has the last word on that.
+
+    has_room: its tenant's share of the job queue has room for it; else it goes on waiting for that.
+    """
+
+    has_room: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MoveUp:
+    """The turn waited for its tenant's share of the job queue to have room, and it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +242,11 @@ class Replay:
     deadline: datetime
 
 
-Command = Claim | Finish | Cancel | Withdraw | Adopt | Watch | Promote | Sweep | Bury | Replay
+Command = Claim | Finish | Cancel | Withdraw | Adopt | Watch | Promote | MoveUp | Sweep | Bury | Replay
 
 Verdict = Literal[
     "granted", "busy", "over", "suspect", "exhausted", "finished", "superseded", "cancelled", "cancelling", "adopted",
-    "watched", "promoted", "promote", "republish", "ended", "left", "replayed",
+    "watched", "promoted", "lined_up", "promote", "republish", "ended", "left", "replayed",
 ]  # fmt: skip
 """What became of a command.
 
@@ -244,7 +256,8 @@ finish: finished (now, or by the same command before), superseded (it was not th
 cancel: cancelled, cancelling (the owner has yet to stop), over.
 withdraw: cancelled, over (it is another's turn, or was accepted after all: a worker has it, or another request).
 adopt: adopted (nobody withdraws it any more), over (perhaps since it was withdrawn).
-watch: watched, over. promote: promoted (its job is to be published), over.
+watch: watched, over. promote: promoted (its job is to be published), lined_up, over.
+move up: promoted, over (also if somebody else moved it).
 sweep: republish (its job is to be), promote (is its conversation free?), ended, left. bury: ended, left.
 replay: replayed (its job is to be published), over (it is not one that may be).
 """
@@ -285,7 +298,9 @@ def decide(before: TurnState, command: Command, now: datetime) -> Decision:
         case Watch():
             return _watch(before, command)
         case Promote():
-            return _promote(before, now)
+            return _promote(before, command, now)
+        case MoveUp():
+            return _move_up(before, now)
         case Sweep():
             return _sweep(before, command, now)
         case Bury():
@@ -402,7 +417,11 @@ def _finish(before: TurnState, finish: Finish, now: datetime) -> Decision:
 
 
 def _ended(before: TurnState, status: TerminalStatus, result: Result, now: datetime) -> TurnState:
-    return replace(before, status=status, next_check=None, finished_at=now, result=result)
+    # Nobody behind it has marked one that stood in line.
+    followed = before.followed or before.in_line
+    return replace(
+        before, status=status, next_check=None, in_line=False, followed=followed, finished_at=now, result=result
+    )
 
 
 def _cut(before: TurnState, error: RunError, now: datetime) -> TurnState:
@@ -470,12 +489,25 @@ def _watch(before: TurnState, watch: Watch) -> Decision:
     return Decision("watched", replace(before, subscribers=(*before.subscribers, watch.subscriber)))
 
 
-def _promote(before: TurnState, now: datetime) -> Decision:
+def _promote(before: TurnState, promote: Promote, now: datetime) -> Decision:
     if before.status == "queued" and before.queued_at is not None and not before.published:
         return Decision("promoted", before)
     if before.status != "waiting":
         return Decision("over", before)
-    return Decision("promoted", replace(before, status="queued", queued_at=now, next_check=now + PUBLISH_CHECK))
+    if not promote.has_room:
+        # Every store looks at those in line; a sweeper need not before their time is over.
+        return Decision("lined_up", replace(before, in_line=True, next_check=before.deadline))
+    return Decision("promoted", _queued(before, now))
+
+
+def _move_up(before: TurnState, now: datetime) -> Decision:
+    if before.status != "waiting" or not before.in_line:
+        return Decision("over", before)
+    return Decision("promoted", _queued(before, now))
+
+
+def _queued(before: TurnState, now: datetime) -> TurnState:
+    return replace(before, status="queued", in_line=False, queued_at=now, next_check=now + PUBLISH_CHECK)
 
 
 def _sweep(before: TurnState, sweep: Sweep, now: datetime) -> Decision:
@@ -490,6 +522,8 @@ def _sweep(before: TurnState, sweep: Sweep, now: datetime) -> Decision:
     if now >= before.deadline:
         message = "The run's time was over before its answer was."
         return Decision("ended", _cut(before, RunError(code="deadline_exceeded", message=message, retryable=True), now))
+    if before.in_line:
+        return Decision("left", replace(before, next_check=before.deadline))
     if before.status == "waiting":
         return Decision("promote", replace(before, next_check=min(now + PUBLISH_CHECK, before.deadline)))
     patience = TAKEOVER_CHECK if before.status == "running" else CLAIM_CHECK

@@ -28,10 +28,11 @@ RETRY_MAX_S = 5.0
 
 
 class Claims:
-    """The claims of one worker."""
+    """The claims of one worker, which does `slots` answers at a time."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, slots: int) -> None:
         self._broker = broker
+        self._slots = slots
         self._quarantine = Quarantine()
         self._loop = asyncio.get_running_loop()
 
@@ -90,6 +91,7 @@ class Claims:
                 waited_ms=int(waited * 1000),
                 continuation=run.model.continuation,
                 company=run.place.company if run.place else 0,
+                slots=self._slots,
             )
             try:
                 return await self._broker.call(claim)

@@ -44,15 +44,15 @@ CONTINUED = Counter("parley_worker_continued_runs_total", "Runs gone on with fro
 
 
 class Generation:
-    """Answers any number of runs at a time, each in a task of its own."""
+    """Answers any number of runs at a time, each in a task of its own. `slots`: it will be given no more than these."""
 
-    def __init__(self, broker: Broker, models: Models, outbound: Outbound, limits: Limits) -> None:
+    def __init__(self, broker: Broker, models: Models, outbound: Outbound, limits: Limits, *, slots: int) -> None:
         self._broker = broker
         self._models = models
         self._outbound = outbound
         self._limits = limits
         self._runs: dict[str, Run] = {}
-        self._claims = Claims(broker)
+        self._claims = Claims(broker, slots)
         # Attempts whose end could not be handed in, by run: one for each fault of ours.
         self._lost: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()

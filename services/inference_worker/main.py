@@ -62,7 +62,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     ):
         outbound = Outbound(broker.send_frame, broker.process)
         limits = Limits(settings.first_token_s, settings.between_tokens_s)
-        generation = Generation(broker, models, outbound, limits)
+        generation = Generation(broker, models, outbound, limits, slots=settings.worker_slots)
         checkpoints = Checkpoints(broker, generation)
 
         async def ready() -> list[str]:

@@ -118,10 +118,15 @@ class MessagePage(Contract):
 
 
 class KeyGrant(Contract):
-    """What the holder of a key may do, and for whom."""
+    """What the holder of a key may do, and for whom.
+
+    requests_per_minute: with this key; tenant_requests_per_minute: with all keys of the tenant; None is no limit.
+    """
 
     key_id: str
     tenant: TenantId
     scope: Scope
     bootstrap: bool = False
     """The operator's own key, the only one that manages tenants."""
+    requests_per_minute: int | None = None
+    tenant_requests_per_minute: int | None = None

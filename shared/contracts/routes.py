@@ -3,6 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from shared.contracts.accounts import (
+    CreateKey,
+    CreateTenant,
+    DeleteTenant,
+    GetUsage,
+    ListKeys,
+    ListTenants,
+    ReportRequests,
+    RevokeKey,
+    UpdateTenant,
+)
 from shared.contracts.base import Contract, Message
 from shared.contracts.chatbots import CreateChatbot, DeleteChatbot, GetChatbot, ListChatbots, UpdateChatbot
 from shared.contracts.erasure import Erase
@@ -73,6 +84,15 @@ ROUTES: tuple[Route, ...] = (
     *_requests(
         Ping,
         CheckKey,
+        CreateTenant,
+        ListTenants,
+        UpdateTenant,
+        DeleteTenant,
+        CreateKey,
+        ListKeys,
+        RevokeKey,
+        ReportRequests,
+        GetUsage,
         CreateConversation,
         GetConversation,
         ListConversations,

@@ -140,6 +140,8 @@ class SubmitTurn(Request[TurnAccepted]):
 
     run_id: Id
     tenant: TenantId
+    key_id: str | None = None
+    """The key that it came with, for limits and usage; means nothing over `chat.intake`, where logins are checked."""
     conversation_id: Id | None = None
     conversation: ConversationToUse | None = None
     chatbot_id: Id | None = None
@@ -239,6 +241,8 @@ class ClaimRun(Request[ClaimVerdict]):
     company: int | None = None
     """With so many suspected runs the worker would be at work then, this one included; 0 if it has not been said yet
     that this is one. None from a worker of the release before, which knows of no such verdict."""
+    slots: int = 0
+    """How many answers the worker streams at a time; 0 if it does not say."""
 
 
 class RunProgress(Contract):

@@ -50,7 +50,7 @@ OF_CHATBOT = each(endpoint for endpoint in Native.endpoints if endpoint.path.sta
 OF_OTHERS = each(
     endpoint for endpoint in Native.endpoints if "{id}" in endpoint.path and "/chatbots/" not in endpoint.path
 )
-KEY = {"Authorization": "Bearer key-of-one"}
+KEY = {"Authorization": "Bearer bootstrap-key"}
 UUID = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 

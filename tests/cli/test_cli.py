@@ -15,8 +15,8 @@ from services.cli.tables import table
 from services.conversation_store import erasure
 from services.conversation_store.sweeper import Pace
 from shared.broker import open_broker
-from shared.contracts.store import GetRun
-from shared.ids import new_id
+from shared.contracts.store import CheckKey, GetRun
+from shared.ids import digest, new_id
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, around, documents, migrated, surrounded
 from tests.conversation_store.making import TENANT, claim_run, create_chatbot, create_conversation, submit_turn
 from tests.stack.rooms import Vhost
@@ -72,6 +72,29 @@ async def test_dead_job_is_listed_and_replayed(around: Surroundings, vhost: Vhos
     assert (await around.api.call(GetRun(tenant=TENANT, run_id=command.run_id))).status == "queued"
     again = (await parley(url, "dead-letters", "list")).said.splitlines()[1]
     assert again.split()[-1] != "-"
+
+
+async def test_key_is_made_shown_once_listed_and_revoked(around: Surroundings, vhost: Vhost) -> None:
+    url = vhost.amqp_url("parley-cli")
+    assert await parley(url, "keys", "list", "--tenant", "default") == Done(0, "there are no keys\n", "")
+    made = await parley(url, "keys", "create", "--tenant", "default", "--name", "a website", "--scope", "chat")
+    secret, about = made.said.splitlines()
+    id_ = about.split()[3].rstrip(";")
+    assert secret.startswith(f"parley_{id_.replace('-', '')}_")
+    grant = await around.api.call(CheckKey(digest=digest(secret)))
+    assert (grant.key_id, grant.tenant, grant.scope) == (id_, "default", "chat")
+    listed = await parley(url, "keys", "list", "--tenant", "default")
+    titles, row = listed.said.splitlines()
+    assert titles.split("  ")[0] == "ID"
+    assert row.split()[:4] == [id_, "a", "website", "chat"]
+    assert secret.rsplit("_", 1)[1] not in listed.said
+    revoked = await parley(url, "keys", "revoke", id_, "--tenant", "default")
+    assert revoked == Done(0, f"revoked: {id_} is dead everywhere within 30 s\n", "")
+    assert (await parley(url, "keys", "list", "--tenant", "default")).said.splitlines()[1].split()[-1] != "-"
+    stranger = await parley(url, "keys", "revoke", id_, "--tenant", "nobody")
+    assert stranger == Done(1, "", "parley: the store refuses: there is no such key (not_found)\n")
+    for arguments in (("create", "--tenant", "default", "--name", " "), ("list",), ("revoke", "x", "--tenant", "t")):
+        assert (await parley(url, "keys", *arguments)).exit_code == 2
 
 
 async def test_what_is_shown_does_not_reach_the_terminal_as_commands(around: Surroundings, vhost: Vhost) -> None:

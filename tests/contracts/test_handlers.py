@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from services.conversation_store.accounts import AccountRequests
 from services.conversation_store.chatbots import Chatbots
 from services.conversation_store.erasure import Erasures
 from services.conversation_store.handlers import Requests
@@ -17,6 +18,7 @@ USERS = {"conversation_store": "parley-store", "inference_worker": "parley-worke
 def test_the_store_answers_every_request_that_is_declared_and_no_other() -> None:
     handlers = {
         **object.__new__(Requests).handlers(),
+        **object.__new__(AccountRequests).handlers(),
         **object.__new__(Chatbots).handlers(),
         **object.__new__(Erasures).handlers(),
     }

@@ -17,6 +17,8 @@ from services.conversation_store.sweeper import Pace
 from shared.broker import Broker, Delivery, Unroutable, open_broker
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.store import Ping
+from shared.ids import new_id
+from tests.conversation_store.making import claim_run
 from tests.stack.rooms import Vhost
 
 DEADLINE_S = 20
@@ -73,11 +75,11 @@ class Surroundings:
 
 @asynccontextmanager
 async def surrounded(
-    vhost: Vhost, database: str, *, pace: Pace | None = None, works: bool = True, **settings: Any
+    vhost: Vhost, database: str, *, pace: Pace | None = None, works: bool = True, slots: int = 1000, **settings: Any
 ) -> AsyncIterator[Surroundings]:
     """A store in this process on the vhost and the database, which is migrated, with others around it.
 
-    works: the worker takes jobs from the start.
+    works: the worker takes jobs from the start. slots: what it says that it does at once.
     """
     given = {
         "amqp_url": vhost.amqp_url("parley-store"),
@@ -103,22 +105,22 @@ async def surrounded(
                     api.subscribed(api.process, on_frame, lambda: None),
                     around.working() if works else nullcontext(),
                 ):
-                    await _answering(api)
+                    await _answers(api)
+                    await worker.call(claim_run(new_id(), slots=slots), timeout=DEADLINE_S)
                     yield around
         finally:
             stop.set()
 
 
-async def _answering(api: Broker) -> None:
-    """Returns once the store answers; before it has declared its queue for the first time, nothing takes a request."""
+async def _answers(api: Broker) -> None:
+    """Returns once the store does; while it starts, it may have no queue yet."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
             try:
                 await api.call(Ping(), timeout=DEADLINE_S)
-            except Unroutable:
-                await asyncio.sleep(0.05)
-            else:
                 return
+            except Unroutable:
+                await asyncio.sleep(0.02)
 
 
 @pytest.fixture

@@ -86,6 +86,16 @@ async def until_cancelled(around: Surroundings, command: SubmitTurn) -> None:
             await asyncio.sleep(0.05)
 
 
+async def until_known(around: Surroundings, command: SubmitTurn) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                await status(around, command)
+                return
+            except ServiceError:
+                await asyncio.sleep(0.05)  # not there yet
+
+
 async def is_known(around: Surroundings, command: SubmitTurn) -> bool:
     try:
         await status(around, command)
@@ -156,6 +166,7 @@ async def test_late_turn_stays_if_the_same_request_was_answered_with_it_meanwhil
     mongod.freeze()
     assert await refused(around, late) == "unavailable"
     mongod.thaw()
+    await until_known(around, late)
     # It was refused with the advice to send it again with its key.
     again = await around.api.call(submit_turn(idempotency_key="k"), timeout=DEADLINE_S)
     answered.set()

@@ -24,6 +24,7 @@ from services.conversation_store.turns import (
     Command,
     Decision,
     Finish,
+    MoveUp,
     Promote,
     Replay,
     Sweep,
@@ -357,6 +358,21 @@ def test_turn_is_promoted_once() -> None:
     assert (promoted.verdict, promoted.after.status, promoted.after.queued_at) == ("promoted", "queued", NOW)
     assert decide(promoted.after, Promote(), DEADLINE) == promoted
     assert decide(after(claim(), start=promoted.after), Promote(), NOW).verdict == "over"
+
+
+def test_turn_for_which_its_tenant_has_no_room_waits_in_line_until_it_is_moved_up_by_one() -> None:
+    waiting = replace(QUEUED, status="waiting", next_check=NOW)
+    assert decide(waiting, MoveUp(), NOW).verdict == "over"
+    lined_up = decide(waiting, Promote(has_room=False), NOW)
+    assert (lined_up.verdict, lined_up.after.status, lined_up.after.in_line) == ("lined_up", "waiting", True)
+    assert lined_up.after.next_check == DEADLINE
+    assert decide(lined_up.after, Promote(has_room=False), NOW) == lined_up
+    assert decide(replace(lined_up.after, next_check=NOW), Sweep(queue_is_empty=True), NOW).verdict == "left"
+    moved = decide(lined_up.after, MoveUp(), NOW)
+    assert (moved.verdict, moved.after.status, moved.after.in_line) == ("promoted", "queued", False)
+    assert decide(moved.after, MoveUp(), NOW).verdict == "over"
+    cancelled = decide(lined_up.after, Cancel(), NOW).after
+    assert (cancelled.in_line, cancelled.followed) == (False, True)
 
 
 COMMANDS = st.one_of(

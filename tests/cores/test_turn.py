@@ -22,6 +22,7 @@ from services.conversation_store.turns import (
     Command,
     Decision,
     Finish,
+    MoveUp,
     Promote,
     Replay,
     Sweep,
@@ -57,8 +58,8 @@ ALWAYS_THE_SAME: dict[str, Command] = {
     "replay": Replay(BEGIN + timedelta(minutes=10)),
 }
 
-AGAIN: dict[Verdict, Verdict] = {"republish": "left", "promote": "left", "ended": "left"}
-"""What a sweep is told that is repeated on its own outcome: that somebody has looked after the turn.
+AGAIN: dict[Verdict, Verdict] = {"republish": "left", "promote": "left", "ended": "left", "promoted": "over"}
+"""What a sweep, or a move up the line, is told that is repeated on its own outcome: that somebody has done it.
 
 All other commands are told the same again. Whatever a sweep has left undone, a later one finds.
 """
@@ -255,9 +256,13 @@ class TurnLives(RuleBasedStateMachine):
     def watch(self, by: int, subscriber: str) -> None:
         self.send(by, Watch(subscriber))
 
+    @rule(by=STORES, has_room=st.booleans())
+    def promote(self, by: int, has_room: bool) -> None:
+        self.send(by, Promote(has_room))
+
     @rule(by=STORES)
-    def promote(self, by: int) -> None:
-        self.send(by, Promote())
+    def move_up(self, by: int) -> None:
+        self.send(by, MoveUp())
 
     @rule(by=STORES, queue_is_empty=st.booleans())
     def sweep(self, by: int, queue_is_empty: bool) -> None:
@@ -436,7 +441,7 @@ class TurnLives(RuleBasedStateMachine):
         before = self.document.state, self.document.output
         again = self.stores[by].apply(command, self.now).verdict
         assert (self.document.state, self.document.output) == before, "done twice"
-        assert again == (AGAIN.get(verdict, verdict) if isinstance(command, Sweep) else verdict)
+        assert again == (AGAIN.get(verdict, verdict) if isinstance(command, Sweep | MoveUp) else verdict)
 
     # What must hold at every moment.
 
@@ -449,6 +454,7 @@ class TurnLives(RuleBasedStateMachine):
         assert self.counted.fruitless <= self.limits.fruitless
         if not state.erased:
             self.check_what_readers_keep()
+        assert state.status == "waiting" or not state.in_line
         if state.is_over:
             assert state.next_check is None
             assert state.finished_at is not None

@@ -8,6 +8,7 @@ from shared.contracts.base import Contract, Request
 from shared.contracts.problems import Problem
 from shared.contracts.resources import Run
 from shared.contracts.store import SubmitTurn
+from shared.ids import new_key
 
 R = TypeVar("R", bound=Contract)
 
@@ -21,7 +22,8 @@ class Incoming:
     """A client's request, read and its key checked.
 
     path: the variables of the endpoint's path. query: the parameters in their order, decoded. headers: looked up
-    whatever their case. fresh_id: the id of what this request makes, if it makes anything.
+    whatever their case. fresh_id: the id of what this request makes, if it makes anything. key_made: gives a new key
+    with the given id, and the part of it that may be shown.
     """
 
     tenant: str
@@ -30,6 +32,7 @@ class Incoming:
     headers: Mapping[str, str]
     body: bytes
     fresh_id: str
+    key_made: Callable[[str], tuple[str, str]] = new_key
 
 
 @dataclass(frozen=True, slots=True)

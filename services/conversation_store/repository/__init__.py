@@ -6,6 +6,7 @@ import os
 # the whole store.
 os.environ.setdefault("MOTOR_MAX_WORKERS", "64")
 
+from services.conversation_store.repository.accounts import new_key, new_tenant
 from services.conversation_store.repository.commits import TurnCommits
 from services.conversation_store.repository.database import (
     DEFAULT_TENANT,
@@ -17,16 +18,20 @@ from services.conversation_store.repository.database import (
 )
 from services.conversation_store.repository.queries import Repository, open_repository
 from services.conversation_store.repository.transitions import Applied
+from services.conversation_store.repository.waiting import LinedUp
 
 __all__ = [
     "DEFAULT_TENANT",
     "Applied",
     "DatabaseUnusable",
     "DuplicateTurn",
+    "LinedUp",
     "Repository",
     "TurnCommits",
     "connected",
     "ensure_migrated",
     "migrate",
+    "new_key",
+    "new_tenant",
     "open_repository",
 ]

@@ -31,7 +31,7 @@ from services.conversation_store.repository.database import (
     refusal,
 )
 from services.conversation_store.repository.transitions import Applied, Outcome, Transition, Transitions, Try
-from services.conversation_store.turns import Bury, Command, Finish, Promote, Replay, Sweep
+from services.conversation_store.turns import Bury, Command, Finish, MoveUp, Promote, Replay, Sweep
 from shared.backoff import pauses
 from shared.contracts.problems import ServiceError, refused
 from shared.contracts.store import Checkpoint, Standings
@@ -123,10 +123,10 @@ class TurnCommits:
     async def apply(self, run_id: str, command: Command, *, tenant: str | None = None) -> Applied | None:
         """Decides a command and commits what follows from it. None if there is no such turn, or none of `tenant`'s.
 
-        Raises DuplicateTurn for a Promote or a Replay if the conversation is busy.
+        Raises DuplicateTurn for a Promote, a MoveUp or a Replay if the conversation is busy.
         May take as long as the database is away. Cancelled, it may be done all the same.
         """
-        is_repair = isinstance(command, Promote | Sweep | Bury | Replay)
+        is_repair = isinstance(command, Promote | MoveUp | Sweep | Bury | Replay)
         return await start(self._repairs if is_repair else self._transitions, Transition(run_id, command, tenant))
 
     async def checkpoint(self, checkpoint: Checkpoint) -> Standings:
@@ -146,11 +146,11 @@ class TurnCommits:
 
     def mark_published(self, run_id: str) -> None:
         """The turn's job is in the queue. Written soon."""
-        _forget(self._published, run_id)
+        forget(self._published, run_id)
 
     def touch(self, conversation_id: str, at: datetime) -> None:
         """Something happened in the conversation. Written soon."""
-        _forget(self._touched, (conversation_id, at))
+        forget(self._touched, (conversation_id, at))
 
     async def _persistently(self, kind: str, items: int, write: Callable[[], Awaitable[T]]) -> T:
         waits = pauses(0.05, 2.0)
@@ -243,7 +243,7 @@ def start(group: GroupCommit[ItemT, T], item: ItemT) -> asyncio.Future[T]:
         raise refused("unavailable", "too much waits for the database", retry_after_s=RETRY_AFTER_S) from None
 
 
-def _forget(group: GroupCommit[ItemT, None], item: ItemT) -> None:
+def forget(group: GroupCommit[ItemT, None], item: ItemT) -> None:
     """Commits what nobody waits for, and what can do without."""
     try:
         group.start(item).add_done_callback(_log_failure)

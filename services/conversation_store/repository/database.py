@@ -185,7 +185,19 @@ INDEXES: dict[str, list[IndexModel]] = {
             name="waiting",
             partialFilterExpression={"status": "waiting"},
         ),
+        IndexModel(
+            [("in_line", ASCENDING), ("tenant", ASCENDING), ("created_at", ASCENDING)],
+            name="line",
+            partialFilterExpression={"in_line": True},
+        ),
+        IndexModel(
+            [("status", ASCENDING), ("tenant", ASCENDING)],
+            name="queued",
+            partialFilterExpression={"status": "queued"},
+        ),
         IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0),
+        # Of a turn that has not ended the time is missing: so these are found, and counted by key, as well.
+        IndexModel([("tenant", ASCENDING), ("finished_at", ASCENDING), ("key_id", ASCENDING)], name="tenant_finished"),
         IndexModel([("finished_at", ASCENDING)], name="untold", partialFilterExpression={"outcome_pending": True}),
         IndexModel(
             [("tenant", ASCENDING), ("chatbot_id", ASCENDING)],
@@ -219,7 +231,19 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("run_id", ASCENDING)], name="run"),
         IndexModel([("conversation_id", ASCENDING)], name="conversation", sparse=True),
     ],
-    "keys": [IndexModel([("mac", ASCENDING)], name="mac", unique=True)],
+    "tenants": [
+        IndexModel([("created_at", ASCENDING), ("_id", ASCENDING)], name="in_order"),
+        IndexModel(
+            [("next_step", ASCENDING)],
+            name="deleted",
+            partialFilterExpression={"deleted_at": {"$exists": True}},
+        ),
+    ],
+    "keys": [
+        IndexModel([("mac", ASCENDING)], name="mac", unique=True),
+        IndexModel([("tenant", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)], name="tenant_in_order"),
+    ],
+    "request_counts": [IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0)],
 }
 
 

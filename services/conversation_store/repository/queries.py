@@ -17,6 +17,7 @@ from services.conversation_store.documents import (
 )
 from services.conversation_store.paging import PAGE_MAX_BYTES
 from services.conversation_store.prompts import PastTurn
+from services.conversation_store.repository.accounts import Accounts
 from services.conversation_store.repository.beginnings import NOT_DELETED, Beginnings, past_fields, past_turn
 from services.conversation_store.repository.chatbots import Chatbots
 from services.conversation_store.repository.commits import TurnCommits
@@ -25,7 +26,7 @@ from services.conversation_store.repository.dead_letters import KeptLetters
 from services.conversation_store.repository.erasing import Erasing
 from services.conversation_store.repository.sweeping import Sweeps
 from services.conversation_store.repository.waiting import Waiting
-from shared.contracts.resources import Conversation, KeyGrant
+from shared.contracts.resources import Conversation
 from shared.contracts.store import CreateConversation, ListConversations, SubmitTurn
 
 SEARCHED_TURNS = 1_000
@@ -37,13 +38,15 @@ _WITHOUT_INPUT: Document = {"input": 0, "instructions": 0}
 class Repository:
     """The store's data. Every read is bounded in time and raises ServiceError(unavailable) when it takes longer.
 
-    turns: the writers of turns. waiting: the order of turns in a conversation. chatbots: whom conversations are with.
-    erasing: what becomes of what is deleted. dead_letters: what was set aside. sweeps: what was left undone.
+    turns: the writers of turns. accounts: tenants, their keys, and what they have used. waiting: the order of turns in
+    a conversation. chatbots: whom conversations are with. erasing: what becomes of what is deleted.
+    dead_letters: what was set aside. sweeps: what was left undone.
     """
 
-    def __init__(self, database: Database, turns: TurnCommits, beginnings: Beginnings) -> None:
+    def __init__(self, database: Database, turns: TurnCommits, beginnings: Beginnings, accounts: Accounts) -> None:
         self.turns = turns
         self.beginnings = beginnings
+        self.accounts = accounts
         self.sweeps = Sweeps(database, turns.clock)
         self.waiting = Waiting(database)
         self.chatbots = Chatbots(database)
@@ -61,14 +64,8 @@ class Repository:
     async def logins(self, tenant: str) -> frozenset[str] | None:
         """The broker logins that may act for a tenant; None if there is no such tenant."""
         with asking():
-            document = await self._database["tenants"].find_one({"_id": tenant}, {"logins": 1})
+            document = await self._database["tenants"].find_one({"_id": tenant, **NOT_DELETED}, {"logins": 1})
         return None if document is None else frozenset(document["logins"])
-
-    async def grant(self, mac: str) -> KeyGrant | None:
-        """What the key with this MAC may do; None if it is unknown or revoked."""
-        with asking():
-            key = await self._database["keys"].find_one({"mac": mac, "revoked_at": None})
-        return None if key is None else KeyGrant(key_id=key["_id"], tenant=key["tenant"], scope=key["scope"])
 
     # Conversations
 
@@ -240,5 +237,6 @@ async def open_repository(url: str) -> AsyncIterator[Repository]:
     """
     async with connected(url) as database:
         await ensure_migrated(database)
-        async with TurnCommits(database) as turns, Beginnings.open(database) as beginnings:
-            yield Repository(database, turns, beginnings)
+        accounts = Accounts(database)
+        async with TurnCommits(database) as turns, Beginnings.open(database) as beginnings, accounts.last_uses:
+            yield Repository(database, turns, beginnings, accounts)

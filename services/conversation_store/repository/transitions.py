@@ -16,6 +16,7 @@ from services.conversation_store.repository.clock import DatabaseClock
 from services.conversation_store.repository.database import Collection, DuplicateTurn, faults, refusal
 from services.conversation_store.turns import (
     Command,
+    MoveUp,
     Promote,
     Replay,
     TurnState,
@@ -141,7 +142,7 @@ class Transitions:
         for n, item in items.items():
             if (fault := refused.get(item.run_id)) is None:
                 settled[n] = _outcome(verdicts[n], changes.get(item.run_id))
-            elif not isinstance(fault, DuplicateTurn) or isinstance(item.command, Promote | Replay):
+            elif not isinstance(fault, DuplicateTurn) or isinstance(item.command, Promote | MoveUp | Replay):
                 settled[n] = fault
         return settled
 

@@ -1,4 +1,6 @@
-"""Reads and marks what concerns the turns that wait for their conversation to be free."""
+"""Reads and marks what concerns the turns that wait: for their conversation to be free, or for their tenant's share."""
+
+from dataclasses import dataclass
 
 from pymongo import ASCENDING, DESCENDING
 
@@ -7,8 +9,19 @@ from services.conversation_store.repository.database import Database, asking, lo
 from shared.contracts.resources import LIVE
 
 
+@dataclass(frozen=True, slots=True)
+class LinedUp:
+    """A turn that waits for its tenant's share of the job queue."""
+
+    run_id: str
+    conversation_id: str | None
+
+
 class Waiting:
-    """The order in which turns of one conversation are answered. Each raises ServiceError(unavailable) in time."""
+    """The order in which turns of one conversation, or of one tenant, are answered.
+
+    Each raises ServiceError(unavailable) in time.
+    """
 
     def __init__(self, database: Database) -> None:
         self._turns = local(database["turns"])
@@ -18,11 +31,37 @@ class Waiting:
         with asking():
             return await self._turns.count_documents(_waiting(conversation_id))
 
-    async def oldest(self, conversation_id: str) -> str | None:
-        """The run whose turn it is next; None if none waits."""
+    async def oldest(self, conversation_id: str) -> tuple[str, str] | None:
+        """The run whose turn it is next, and its tenant; None if none waits."""
         with asking():
-            found = await self._turns.find_one(_waiting(conversation_id), {"_id": 1}, sort=[("seq", ASCENDING)])
-        return None if found is None else str(found["_id"])
+            found = await self._turns.find_one(_waiting(conversation_id), {"tenant": 1}, sort=[("seq", ASCENDING)])
+        return None if found is None else (str(found["_id"]), str(found["tenant"]))
+
+    async def lines(self) -> dict[str, int]:
+        """How many turns of each tenant wait in line before the job queue."""
+        return await self._by_tenant({"in_line": True}, "line")
+
+    async def queued(self) -> dict[str, int]:
+        """How many turns of each tenant no worker has taken yet that do not wait."""
+        return await self._by_tenant({"status": "queued"}, "queued")
+
+    async def at_work(self) -> int:
+        """How many runs are in the hands of workers."""
+        with asking():
+            return await self._turns.count_documents({"status": {"$in": ["running", "cancelling"]}})
+
+    async def head(self, tenant: str, at_most: int) -> list[LinedUp]:
+        """Those of a tenant who have waited longest in its line."""
+        with asking():
+            found = self._turns.find({"in_line": True, "tenant": tenant}, {"conversation_id": 1})
+            longest = await found.sort("created_at", ASCENDING).limit(at_most).to_list(None)
+        return [LinedUp(turn["_id"], turn.get("conversation_id")) for turn in longest]
+
+    async def _by_tenant(self, which: Document, index: str) -> dict[str, int]:
+        counting = [{"$match": which}, {"$group": {"_id": "$tenant", "turns": {"$sum": 1}}}]
+        with asking():
+            rows = await self._turns.aggregate(counting, hint=index).to_list(None)
+        return {row["_id"]: row["turns"] for row in rows}
 
     async def interrupting(self, conversation_id: str) -> int | None:
         """The place of the last turn that waits there and was to interrupt all before it; None if none was."""
