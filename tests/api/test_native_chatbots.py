@@ -12,6 +12,7 @@ from shared.contracts.chatbots import CreateChatbot, UpdateChatbot
 from shared.contracts.problems import ServiceError
 from shared.ids import new_id
 
+UUID = "01890a5d-ac96-774b-bcce-b302099a8057"
 GOOD: dict[str, Any] = {
     "name": "Guide",
     "slug": "guide",
@@ -63,7 +64,7 @@ BAD: list[tuple[dict[str, Any] | bytes, str]] = [
     ({"slug": "Guide"}, "/slug"),
     ({"slug": "a b"}, "/slug"),
     ({"slug": "12"}, "/slug"),
-    ({"slug": new_id()}, "/slug"),
+    ({"slug": UUID}, "/slug"),
     ({"slug": "x" * 81}, "/slug"),
     ({"slug": 12}, "/slug"),
     ({"model": ""}, "/model"),
@@ -84,7 +85,7 @@ BAD: list[tuple[dict[str, Any] | bytes, str]] = [
     (b'{"name": "a", "metadata": {"a\\u0000": 1}}', "/metadata/a\0"),
     (b'{"name": "a", "metadata": {"a": "\\ud800"}}', "/metadata/a"),
     ({"metadata": {"a": 2**63}}, "/metadata/a"),
-    ({"id": new_id()}, "/id"),
+    ({"id": UUID}, "/id"),
     ({"number": 3}, "/number"),
     ({"foreign": {}}, "/foreign"),
     ({"tenant": "two"}, "/tenant"),
