@@ -5,8 +5,10 @@
     python -m services.cli keys create --tenant default --name website --scope chat
     python -m services.cli keys list --tenant default
     python -m services.cli keys revoke ID --tenant default
+    python -m services.cli erase conversation|chatbot ID
 
-Exit codes: 0 done; 1 the store refuses; 2 wrong usage or a wrong setting; 3 broker or store do not answer.
+Exit codes: 0 done; 1 the store refuses; 2 wrong usage or a wrong setting; 3 broker or store do not answer; 4 an erasure
+goes on, but was not waited for any longer.
 """
 
 import argparse
@@ -20,9 +22,11 @@ from typing import Any, TypeVar, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from services.cli.tables import table
+from shared.backoff import pauses
 from shared.broker import BrokerError, NoReply, Unroutable, open_broker
 from shared.contracts.accounts import NAME_MAX_CHARACTERS, AccountName, ApiKey, CreateKey, ListKeys, NewKey, RevokeKey
 from shared.contracts.base import Contract, Id, Request, TenantId
+from shared.contracts.erasure import Erase, Erasure, Kind
 from shared.contracts.problems import Problem, ServiceError
 from shared.contracts.resources import Scope
 from shared.contracts.store import PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, DeadLetter, ListDeadLetters, ReplayDeadLetter
@@ -34,7 +38,10 @@ from shared.telemetry import configure_logging
 CONNECT_S = 8.0
 ANSWER_S = 12.0
 
-REFUSED, NO_ANSWER = 1, 3
+REFUSED, NO_ANSWER, NOT_YET_DONE = 1, 3, 4
+
+ERASED_WITHIN_S = 300
+"""Longer than the second cleaning takes, which comes a minute after the first."""
 
 R = TypeVar("R", bound=Contract)
 
@@ -130,6 +137,35 @@ def _shown(time: datetime | None) -> str:
     return f"{time:%Y-%m-%d %H:%M:%S}" if time else "-"
 
 
+async def erase(store: Store, kind: Kind, id_: str, wait_s: float) -> str:
+    """Deletes a conversation or a chatbot, and waits until nothing is left of its texts; what was removed."""
+    clock = asyncio.get_running_loop().time
+    until, told, waits = clock() + wait_s, "", pauses(0.2, 5.0)
+    while not (erasure := await store.ask(Erase(kind=kind, id=id_))).is_done:
+        if (left := _left(erasure)) != told:
+            sys.stderr.write(f"parley: {left}\n")
+            told = left
+        if clock() >= until:
+            raise CommandFailed(f"the erasure goes on: {left}; ask again to see how far it is", NOT_YET_DONE)
+        await asyncio.sleep(max(0.0, min(next(waits), until - clock())))
+    removed = erasure.removed
+    return (
+        f"erased {kind} {id_}: {removed.conversations} conversations, {removed.turns} turns,"
+        f" {removed.dead_letters} dead letters"
+    )
+
+
+def _left(erasure: Erasure) -> str:
+    """What is waited for."""
+    left = {
+        "conversations to be cleaned": erasure.conversations_left,
+        "runs at work": erasure.runs_left,
+        "jobs in the queue": erasure.jobs_left,
+        "second cleaning": 0 if erasure.is_clean else 1,
+    }
+    return "left: " + ", ".join(f"{count} {name}" for name, count in left.items() if count)
+
+
 def _row(letter: DeadLetter) -> tuple[str, ...]:
     died_at, replayed_at = map(_shown, (letter.died_at, letter.replayed_at))
     # Some of it was written by whoever sent the message.
@@ -180,6 +216,13 @@ def _valid(kind: Any, text: str, fault: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} {fault}") from None
 
 
+def _any_id(text: str) -> str:
+    try:
+        return Erase(kind="conversation", id=text.lower()).id
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no id") from None
+
+
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 100_000:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 100000")
@@ -200,6 +243,13 @@ def _parser() -> argparse.ArgumentParser:
     replaying.set_defaults(run=lambda store, given: replay_dead_letter(store, given.id))
     keys = parts.add_parser("keys", help="the keys of a tenant", description="What opens the HTTP API to a tenant.")
     _add_keys(keys.add_subparsers(dest="command", required=True, metavar="create|list|revoke"))
+    description = "What is deleted leaves no text in any collection or queue; this waits until it is so."
+    erasing = parts.add_parser("erase", help="delete something with all its texts", description=description)
+    erasing.add_argument("kind", choices=get_args(Kind), help="what it is")
+    erasing.add_argument("id", type=_any_id, metavar="ID", help="its id")
+    limit = "how many seconds to wait at most (default: %(default)s)"
+    erasing.add_argument("--wait", type=_count, default=ERASED_WITHIN_S, metavar="SECONDS", help=limit)
+    erasing.set_defaults(run=lambda store, given: erase(store, given.kind, given.id, given.wait))
     return parser
 
 

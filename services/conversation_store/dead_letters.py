@@ -26,7 +26,7 @@ from services.conversation_store.repository import DuplicateTurn, Repository
 from services.conversation_store.turns import Bury, Replay
 from shared.backoff import pauses
 from shared.broker import Broker, BrokerError, DeadMessage, QueueFull
-from shared.contracts.base import Id, Message
+from shared.contracts.base import TENANT_MAX_CHARACTERS, Id, Message
 from shared.contracts.jobs import FinishRun, GenerateReply, TurnRejected
 from shared.contracts.problems import ServiceError, refused
 from shared.contracts.routes import JOBS, STORE_INTAKE, STORE_RESULTS
@@ -86,6 +86,8 @@ class DeadLetters:
         waits = pauses(0.1, 5.0)
         while True:
             try:
+                if await self._repository.erasing.covers(letter):
+                    letter["body"] = None
                 await self._conclude(message, await self._repository.dead_letters.keep(letter))
                 break
             except (ServiceError, BrokerError) as error:
@@ -198,13 +200,14 @@ def _document(message: DeadMessage) -> Document:
         queue=message.queue,
         type_=kind.__name__ if kind is not None else message.type,
         reason=message.reason or "unknown",
-        run_id=_run_id(message.body),
+        run_id=None,
         size=len(message.body),
     ) | {
         "body": message.body if len(message.body) <= BODY_MAX_BYTES else None,
         "message_id": message.message_id,
         "user_id": message.user_id,
         "died_at": message.died_at,
+        **_subject(message.body),
     }
 
 
@@ -224,13 +227,36 @@ def _letter(*, id_: str, queue: str, type_: str, reason: str, run_id: str | None
     }
 
 
-def _run_id(body: bytes) -> str | None:
-    """The id of the run that a message is about, also if the rest of it is not what it should be."""
+def _subject(body: bytes) -> Document:
+    """The ids of what a message is about, also if the rest of it is not what it should be.
+
+    With those of a conversation or a chatbot it is found when these are deleted, though it may have made no turn.
+    """
     try:
         content = orjson.loads(body)
-        return _ID.validate_python(content["run_id"]) if isinstance(content, dict) else None
-    except (ValueError, KeyError):
-        return None  # pydantic's and orjson's errors are ValueErrors: either way nothing there names a run
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        content = {}
+    conversation = content.get("conversation")
+    if not isinstance(conversation, dict):
+        conversation = {}
+    named = {
+        "run_id": content.get("run_id"),
+        "conversation_id": content.get("conversation_id") or conversation.get("id"),
+        "chatbot_id": content.get("chatbot_id") or conversation.get("chatbot_id"),
+    }
+    subject = {"run_id": None} | {name: value for name, value in named.items() if _is_id(value)}
+    tenant = content.get("tenant")
+    return subject | {"tenant": tenant} if isinstance(tenant, str) and len(tenant) <= TENANT_MAX_CHARACTERS else subject
+
+
+def _is_id(value: object) -> bool:
+    try:
+        _ID.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _fault(body: bytes) -> str | None:

@@ -9,8 +9,9 @@ from typing import Any
 import orjson
 
 from services.conversation_store.turns import PUBLISH_CHECK, TurnState
+from shared.contracts.chatbots import Chatbot, CreateChatbot
 from shared.contracts.problems import RunError
-from shared.contracts.resources import Conversation, ConversationMessage, Receipt, Run, Usage
+from shared.contracts.resources import ACTIVE, Conversation, ConversationMessage, Receipt, Run, Usage
 from shared.contracts.store import CreateConversation, SubmitTurn
 
 Document = dict[str, Any]
@@ -44,6 +45,7 @@ SHORT_FIELDS = (
     "followed",
     "dead_lettered",
     "adopted",
+    "chatbot_id",
     "model",
     "metadata",
     "request_hash",
@@ -66,6 +68,9 @@ SHORT_FIELDS = (
 
 STATELESS_KEPT = timedelta(days=30)
 """How long a turn without a conversation is kept: for its replay by key, and for the accounts of the month."""
+
+LONG_DUE = datetime(1970, 1, 1, tzinfo=UTC)
+"""For what is to be looked after at once, by whose clock ever."""
 
 _STATE_FIELDS = frozenset(field.name for field in fields(TurnState)) - {
     "bases",
@@ -250,10 +255,41 @@ def request_hash(command: SubmitTurn) -> str:
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class ChatbotSettings:
+    """What a chatbot gives to its turns, as far as they do not ask for something else."""
+
+    id: str
+    model: str | None
+    temperature: float | None
+    instructions: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What a turn is answered with, from its acceptance on, whatever becomes of its chatbot."""
+
+    model: str
+    temperature: float | None = None
+    instructions: str | None = None
+    chatbot_id: str | None = None
+
+
+def freeze(command: SubmitTurn, chatbot: ChatbotSettings | None, default_model: str | None) -> Frozen | None:
+    """What the turn is to be answered with: what it asks for, else its chatbot's. None if nobody names a model."""
+    model = command.model or (chatbot and chatbot.model) or default_model
+    if model is None:
+        return None
+    if chatbot is None:
+        return Frozen(model, command.temperature)
+    temperature = chatbot.temperature if command.temperature is None else command.temperature
+    return Frozen(model, temperature, chatbot.instructions, chatbot.id)
+
+
 def new_turn(
     command: SubmitTurn,
     *,
-    model: str,
+    frozen: Frozen,
     seq: int,
     login: str | None,
     now: datetime,
@@ -274,8 +310,8 @@ def new_turn(
         "bases": [],
         "subscribers": [command.subscriber] if command.subscriber else [],
         "input": [{"role": message.role, "content": message.content} for message in command.messages],
-        "model": model,
-        "temperature": command.temperature,
+        "model": frozen.model,
+        "temperature": frozen.temperature,
         "max_tokens": command.max_tokens,
         "metadata": _text_of(command.metadata),
         "request_hash": request_hash(command),
@@ -287,6 +323,10 @@ def new_turn(
     }
     if waits and command.on_busy == "interrupt":
         document["interrupts"] = True
+    if frozen.instructions is not None:
+        document["instructions"] = frozen.instructions
+    if frozen.chatbot_id is not None:
+        document["chatbot_id"] = frozen.chatbot_id
     if (conversation_id := conversation_of(command)) is not None:
         # Left out and not null where there is none: the unique indexes hold what exists.
         document |= {"conversation_id": conversation_id, "seq": seq}
@@ -376,22 +416,64 @@ def transition(
 
 
 def new_conversation(command: CreateConversation, now: datetime) -> Document:
-    """The document of a conversation that is opened at `now`."""
+    """The document of a conversation that is opened at `now`, but for its number."""
     return {
         "_id": command.conversation_id,
         "tenant": command.tenant,
         "chatbot_id": command.chatbot_id,
         "title": command.title,
         "metadata": _text_of(command.metadata),
+        "foreign": {dialect: _text_of(kept) for dialect, kept in command.foreign.items()},
         "created_at": now,
         "updated_at": now,
     }
 
 
+def erased_conversation(now: datetime) -> Document:
+    """The fields to set of a conversation that is deleted at `now`."""
+    return {"deleted_at": now, "uncleaned": True, "title": None, "metadata": "{}", "foreign": {}}
+
+
+def erased_turn() -> list[Document]:
+    """The update that removes a turn's texts, and whatever tells of them; what it cost stays.
+
+    With the revision: a finish that is decided at this moment is decided anew, and finds the turn erased.
+    """
+    has_a_job = {"$in": ["$status", sorted(ACTIVE)]}
+    bare: Document = {
+        "erased": True,
+        "input": [],
+        "output": None,
+        "held": 0,
+        "metadata": "{}",
+        "request_hash": "",
+        "revision": {"$add": ["$revision", 1]},
+        "job_left": {"$cond": [has_a_job, True, "$$REMOVE"]},
+    }
+    return [{"$set": bare}, {"$unset": ["idempotency_key", "checkpoint", "instructions"]}]
+
+
+def _stored(values: Mapping[str, Any]) -> Document:
+    """The fields to set for new values by name; of what is foreign, only what those dialects keep."""
+    stored: Document = {}
+    for name, value in values.items():
+        match name:
+            case "metadata":
+                stored[name] = _text_of(value)
+            case "foreign":
+                stored |= {f"foreign.{dialect}": _text_of(kept) for dialect, kept in value.items()}
+            case _:
+                stored[name] = value
+    return stored
+
+
+def _foreign(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {dialect: orjson.loads(kept) for dialect, kept in document.get("foreign", {}).items()}
+
+
 def conversation_changes(changes: Mapping[str, Any], now: datetime) -> Document:
     """The fields to set for `changes`, which holds new titles and metadata by name."""
-    stored = {name: _text_of(value) if name == "metadata" else value for name, value in changes.items()}
-    return {**stored, "updated_at": now}
+    return {**_stored(changes), "updated_at": now}
 
 
 def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conversation:
@@ -399,9 +481,62 @@ def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conv
     return Conversation(
         id=document["_id"],
         chatbot_id=document["chatbot_id"],
+        number=document.get("number"),
         title=document["title"],
         metadata=orjson.loads(document["metadata"]),
+        foreign=_foreign(document),
         active_run_id=active_run_id,
         created_at=document["created_at"],
         updated_at=document["updated_at"],
     )
+
+
+def new_chatbot(command: CreateChatbot, *, number: int, slug: str, now: datetime) -> Document:
+    """The document of a chatbot that is made at `now`."""
+    return {
+        "_id": command.chatbot_id,
+        "tenant": command.tenant,
+        "number": number,
+        "name": command.name,
+        "slug": slug,
+        "model": command.model,
+        "temperature": command.temperature,
+        "instructions": command.instructions,
+        "metadata": _text_of(command.metadata),
+        "foreign": {dialect: _text_of(kept) for dialect, kept in command.foreign.items()},
+        "created_at": now,
+        "updated_at": now,
+    }
+
+
+def chatbot_changes(changes: Mapping[str, Any], now: datetime) -> Document:
+    """The fields to set for `changes`, which holds new values by name."""
+    return {**_stored(changes), "updated_at": now}
+
+
+def deleted_chatbot(now: datetime) -> tuple[Document, list[str]]:
+    """The fields to set, and those to remove, of a chatbot that is deleted at `now`."""
+    texts = ["name", "slug", "model", "temperature", "instructions", "metadata", "foreign"]
+    return {"deleted_at": now, "uncleaned": True, "check_at": LONG_DUE}, texts
+
+
+def chatbot(document: Mapping[str, Any]) -> Chatbot:
+    """The chatbot that clients see."""
+    return Chatbot(
+        id=document["_id"],
+        number=document["number"],
+        name=document["name"],
+        slug=document["slug"],
+        model=document["model"],
+        temperature=document["temperature"],
+        instructions=document["instructions"],
+        metadata=orjson.loads(document["metadata"]),
+        foreign=_foreign(document),
+        created_at=document["created_at"],
+        updated_at=document["updated_at"],
+    )
+
+
+def chatbot_settings(document: Mapping[str, Any]) -> ChatbotSettings:
+    """What the chatbot of that document, or of its part, gives to its turns."""
+    return ChatbotSettings(document["_id"], document["model"], document["temperature"], document["instructions"])

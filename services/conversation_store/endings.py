@@ -86,7 +86,16 @@ class Endings:
         else:
             crashpoint("after_finish_commit")
             await self.ended(applied.turn)
+            if applied.turn.is_erased:
+                await self._note_job_gone(message.run_id)
         await delivery.ack()
+
+    async def _note_job_gone(self, run_id: str) -> None:
+        try:
+            await self._repository.erasing.job_gone(run_id)
+        except ServiceError as error:
+            # Whoever waits for that then waits for the job queue to be empty.
+            log.warning("job of an erased turn not noted as gone", run_id=run_id, cause=error.problem.detail)
 
     async def _committed(self, message: FinishRun) -> Applied | None:
         waits = pauses(0.1, 2.0)
@@ -123,20 +132,12 @@ class Endings:
         self._background.start(self._follow_late_cancel(run_id, deciding))
         raise refused("unavailable", "the database does not answer", retry_after_s=2)
 
-    async def cancel_all(
-        self,
-        conversation_id: str,
-        *,
-        before_seq: int | None = None,
-        tenant: str | None = None,
-        patience: float | None = None,
-    ) -> None:
-        """Stops the runs that are at work or wait in a conversation, as far as `Waiting.live` and `cancel` say.
+    async def cancel_all(self, run_ids: Sequence[str], *, patience: float | None = None) -> None:
+        """Stops these runs of a conversation, the newest first, lest one that waits be promoted; see `cancel`.
 
         Raises ServiceError(unavailable).
         """
-        # Those that wait first, lest one of them be promoted.
-        for run_id in await self._repository.waiting.live(conversation_id, before_seq=before_seq, tenant=tenant):
+        for run_id in run_ids:
             await self.cancel(run_id, patience=patience)
 
     async def _follow_cancel(self, run_id: str, deciding: asyncio.Future[Applied | None]) -> Applied | None:
@@ -168,7 +169,8 @@ class Endings:
         """
         seq = await self._repository.waiting.interrupting(conversation_id)
         if seq is not None:
-            await self.cancel_all(conversation_id, before_seq=seq, patience=patience)
+            live = await self._repository.waiting.live(conversation_id, before_seq=seq)
+            await self.cancel_all(live, patience=patience)
         await self._jobs.promote(conversation_id)
 
     async def _hand_over(self, conversation_id: str) -> None:

@@ -11,6 +11,7 @@ import structlog
 from services.conversation_store.dead_letters import DeadLetters, contract
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
+from services.conversation_store.erasure import Erasures
 from services.conversation_store.owners import Owners
 from services.conversation_store.paging import cursor, cut, position, time_and_id, time_cursor
 from services.conversation_store.refusals import found, invalid
@@ -74,6 +75,7 @@ class Requests:
         endings: Endings,
         dead_letters: DeadLetters,
         *,
+        erasures: Erasures,
         shares: Shares,
         limits: AttemptLimits,
     ) -> None:
@@ -81,6 +83,7 @@ class Requests:
         self._broker = broker
         self._submissions = submissions
         self._endings = endings
+        self._erasures = erasures
         self._dead_letters = dead_letters
         self._shares = shares
         self._limits = limits
@@ -113,7 +116,7 @@ class Requests:
 
     async def create_conversation(self, request: CreateConversation) -> Conversation:
         """Opens a conversation; the same request again gives the same one."""
-        if request.chatbot_id and not await self._repository.has_chatbot(request.tenant, request.chatbot_id):
+        if request.chatbot_id and not await self._repository.chatbots.settings(request.tenant, request.chatbot_id):
             raise invalid("/chatbot_id", "there is no such chatbot")
         opened = await self._repository.create_conversation(request)
         if opened is None:
@@ -134,17 +137,13 @@ class Requests:
 
     async def update_conversation(self, request: UpdateConversation) -> Conversation:
         """Renames a conversation, or replaces its metadata."""
-        fields = request.changes.model_fields_set
-        changes = {name: getattr(request.changes, name) for name in fields}
+        changes = request.changes.by_name()
         updated = await self._repository.update_conversation(request.tenant, request.conversation_id, changes)
         return found(updated, "conversation")
 
     async def delete_conversation(self, request: DeleteConversation) -> Done:
         """Deletes a conversation with its texts and cancels the runs that are at work or wait in it."""
-        had_it = await self._repository.delete_conversation(request.tenant, request.conversation_id)
-        # Also if it was deleted before: whoever did that may have died halfway.
-        await self._endings.cancel_all(request.conversation_id, tenant=request.tenant, patience=WRITE_PATIENCE_S)
-        if not had_it:
+        if not await self._erasures.conversation(request.tenant, request.conversation_id):
             raise refused("not_found", "there is no such conversation")
         return Done()
 
@@ -220,6 +219,8 @@ class Requests:
                 gone = frozenset((state.owner,))
                 applied = await _patiently(self._repository.turns.apply(request.run_id, replace(claim, gone=gone)))
         if applied is None or applied.verdict == "over":
+            if applied is not None and applied.turn.is_erased:
+                await self._repository.erasing.job_gone(request.run_id)
             return ClaimVerdict(verdict="over")
         if applied.verdict == "exhausted":
             await self._dead_letters.give_up(applied.turn)

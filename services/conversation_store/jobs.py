@@ -10,7 +10,7 @@ import structlog
 from prometheus_client import Gauge
 
 from services.conversation_store.background import Background, running
-from services.conversation_store.documents import Turn
+from services.conversation_store.documents import ChatbotSettings, Turn
 from services.conversation_store.prompts import Budget, History, PastTurn
 from services.conversation_store.repository import DuplicateTurn, Repository
 from services.conversation_store.shares import Shares
@@ -35,10 +35,14 @@ _DEPTH = Gauge("parley_store_job_queue_depth", "jobs that no worker has taken ye
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What came before in a conversation: the newest turns, newest first, and as much history as a prompt may hold."""
+    """What came before in a conversation: the newest turns, newest first, and as much history as a prompt may hold.
+
+    chatbot: whom it is with, where that was asked for.
+    """
 
     newest: Sequence[PastTurn]
     history: History
+    chatbot: ChatbotSettings | None = None
 
 
 class Jobs:
@@ -103,17 +107,19 @@ class Jobs:
         return await self._past(conversation_id, newest)
 
     async def past_of_own(self, tenant: str, conversation_id: str) -> Past | None:
-        """What was said in a conversation until now; None if the tenant has no such conversation."""
-        newest = await self._repository.beginnings.past_turns(tenant, conversation_id, *self._page)
-        return None if newest is None else await self._past(conversation_id, newest)
+        """What was said in a conversation until now, and with whom; None if the tenant has no such conversation."""
+        beginning = await self._repository.beginnings.of_turn(tenant, conversation_id, *self._page)
+        return None if beginning is None else await self._past(conversation_id, beginning.newest, beginning.chatbot)
 
-    async def _past(self, conversation_id: str, newest: Sequence[PastTurn]) -> Past:
+    async def _past(
+        self, conversation_id: str, newest: Sequence[PastTurn], chatbot: ChatbotSettings | None = None
+    ) -> Past:
         history, turns = History(self._budget), newest
         history.extend(turns)
         while len(turns) == self._page[0] and not history.is_full:
             turns = await self._repository.past_turns(conversation_id, turns[-1].seq, *self._page)
             history.extend(turns)
-        return Past(newest, history)
+        return Past(newest, history, chatbot)
 
     def no_past(self) -> History:
         """Of a turn without a conversation."""
@@ -194,6 +200,7 @@ class Jobs:
                 model=document["model"],
                 temperature=document["temperature"],
                 max_tokens=document["max_tokens"],
+                instructions=document.get("instructions"),
                 history=history,
                 messages=messages,
                 deadline=turn.deadline,
@@ -215,19 +222,22 @@ def new_job(
     model: str,
     temperature: float | None,
     max_tokens: int | None,
+    instructions: str | None,
     history: History,
     messages: Sequence[InputMessage],
     deadline: datetime,
     queued_at: datetime,
 ) -> GenerateReply:
-    """The job that answers `messages` after that history. Raises ServiceError(too_large)."""
+    """The job that answers `messages` after that history, by those instructions. Raises ServiceError(too_large)."""
+    # It was validated when it came, and need not be once more for every turn.
+    first = () if instructions is None else (InputMessage.model_construct(role="system", content=instructions),)
     job = GenerateReply(
         run_id=run_id,
         tenant=tenant,
         model=model,
         temperature=temperature,
         max_tokens=max_tokens,
-        messages=(*history.messages(), *messages),
+        messages=(*first, *history.messages(), *messages),
         deadline=deadline,
         queued_at=queued_at,
     )

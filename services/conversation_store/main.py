@@ -3,14 +3,18 @@
 import asyncio
 import sys
 from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Annotated, Self
 
 import structlog
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from services.conversation_store.accounts import AccountRequests, Keys
 from services.conversation_store.background import background
+from services.conversation_store.chatbots import Chatbots
 from services.conversation_store.dead_letters import DeadLetters
 from services.conversation_store.endings import Endings, announcing
+from services.conversation_store.erasure import Erasures
 from services.conversation_store.handlers import Requests
 from services.conversation_store.intake import Intake
 from services.conversation_store.jobs import Jobs
@@ -34,6 +38,7 @@ from shared.contracts.accounts import LIMIT_MAX, Limits
 from shared.contracts.jobs import FinishRun
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn
+from shared.models_file import ModelsFile
 from shared.process import run
 from shared.settings import Settings
 from shared.telemetry import serving_health
@@ -74,6 +79,11 @@ class StoreSettings(DatabaseSettings):
     default_model: str | None = Field(
         default=None, min_length=1, max_length=200, description="for turns that name no model"
     )
+    models_file: Annotated[ModelsFile, NoDecode, BeforeValidator(ModelsFile.read)] = Field(
+        default=ModelsFile(),
+        validate_default=False,
+        description="the workers' TOML file; models that it does not name, if it names some and no `*`, are refused",
+    )
     default_tenant_logins: str = Field(
         default="", description="broker logins that may act for the tenant `default`, with commas between them"
     )
@@ -107,6 +117,13 @@ class StoreSettings(DatabaseSettings):
             tokens_per_day=self.tenant_tokens_per_day,
         )
 
+    @model_validator(mode="after")
+    def _default_model_is_known(self) -> Self:
+        known = self.models_file.known
+        if self.default_model is not None and known is not None and self.default_model not in known:
+            raise ValueError("PARLEY_DEFAULT_MODEL is none of those in PARLEY_MODELS_FILE")
+        return self
+
     @property
     def default_logins(self) -> frozenset[str]:
         """`default_tenant_logins`, taken apart."""
@@ -128,12 +145,20 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         jobs = Jobs(repository, broker, tasks, shares, budget=budget, at_most=settings.jobs_max)
         line = Line(repository, shares, jobs)
         endings = Endings(repository, broker, tasks, announcements, jobs)
+        erasures = Erasures(repository, broker, tasks, endings)
         policies = Policies(repository, settings.default_limits)
         # So that a first message need not wait for this.
         await policies.of_tenant(DEFAULT_TENANT)
         limits = TurnLimits(repository, policies)
         submissions = Submissions(
-            repository, tasks, jobs, endings, limits=limits, shares=shares, default_model=settings.default_model
+            repository,
+            tasks,
+            jobs,
+            endings,
+            limits=limits,
+            shares=shares,
+            default_model=settings.default_model,
+            known_models=settings.models_file.known,
         )
         intake = Intake(
             repository,
@@ -150,6 +175,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             submissions,
             endings,
             dead_letters,
+            erasures=erasures,
             shares=shares,
             limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
         )
@@ -161,9 +187,12 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             keys=Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value()),
             default_tenant=DEFAULT_TENANT,
         )
-        sweeper = Sweeper(repository, broker, tasks, jobs, endings, pace=pace or Pace())
+        chatbots = Chatbots(repository, erasures, settings.models_file.known)
+        sweeper = Sweeper(repository, broker, tasks, jobs, endings, erasures=erasures, pace=pace or Pace())
         async with (
-            broker.serving({**requests.handlers(), **accounts.handlers()}),
+            broker.serving(
+                {**requests.handlers(), **accounts.handlers(), **chatbots.handlers(), **erasures.handlers()}
+            ),
             broker.working(SubmitTurn, intake.take, prefetch=INTAKE_PREFETCH),
             broker.working(FinishRun, endings.take, prefetch=RESULTS_PREFETCH),
             broker.dead_letters(dead_letters.take, prefetch=DEAD_LETTERS_PREFETCH),

@@ -1,5 +1,6 @@
 """The refusals that several kinds of requests have in common."""
 
+from collections.abc import Collection
 from typing import TypeVar
 
 from shared.contracts.problems import FieldError, Problem, ServiceError, refused
@@ -13,6 +14,12 @@ def invalid(path: str, message: str) -> ServiceError:
     return ServiceError(
         Problem(code="invalid_request", detail=detail, errors=(FieldError(path=path, message=message),))
     )
+
+
+def demand_known_model(path: str, model: str | None, known: Collection[str] | None) -> None:
+    """Raises ServiceError(invalid_request) for a model that is none of those that are known. None knows them all."""
+    if model is not None and known is not None and model not in known:
+        raise invalid(path, f"this model is not known; there are: {', '.join(sorted(known))}")
 
 
 def found(resource: T | None, name: str) -> T:

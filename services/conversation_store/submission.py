@@ -10,12 +10,22 @@ import structlog
 from prometheus_client import Counter
 
 from services.conversation_store.background import Background
-from services.conversation_store.documents import Document, Turn, conversation_of, new_turn, present, request_hash
+from services.conversation_store.documents import (
+    ChatbotSettings,
+    Document,
+    Frozen,
+    Turn,
+    conversation_of,
+    freeze,
+    new_turn,
+    present,
+    request_hash,
+)
 from services.conversation_store.endings import Endings
 from services.conversation_store.jobs import Jobs, new_job
 from services.conversation_store.limits import Allowance, TurnLimits
 from services.conversation_store.prompts import History
-from services.conversation_store.refusals import invalid
+from services.conversation_store.refusals import demand_known_model, invalid
 from services.conversation_store.repository import DuplicateTurn, Repository
 from services.conversation_store.shares import Shares
 from services.conversation_store.turns import Adopt, Withdraw
@@ -54,9 +64,11 @@ _REFUSED = Counter("parley_store_turns_refused", "turns refused: the job queue w
 class _Standing:
     """How the conversation stands: the history for the prompt, the next place, and what may be in the way.
 
+    frozen: what the turn is to be answered with.
     is_busy: a turn is active or waits there, or this very turn is there already. waiting: the run of one that waits.
     """
 
+    frozen: Frozen
     history: History
     seq: int = 0
     is_busy: bool = False
@@ -64,7 +76,10 @@ class _Standing:
 
 
 class Submissions:
-    """The way in for turns, whether they come by request or by the intake queue."""
+    """The way in for turns, whether they come by request or by the intake queue.
+
+    known_models: the only ones that a turn may have; None if the provider decides that.
+    """
 
     def __init__(
         self,
@@ -76,6 +91,7 @@ class Submissions:
         limits: TurnLimits,
         shares: Shares,
         default_model: str | None,
+        known_models: frozenset[str] | None = None,
     ) -> None:
         self._repository = repository
         self._background = background
@@ -84,6 +100,7 @@ class Submissions:
         self._limits = limits
         self._shares = shares
         self._default_model = default_model
+        self._known_models = known_models
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def submit(self, command: SubmitTurn, *, login: str | None = None) -> TurnAccepted:
@@ -94,13 +111,10 @@ class Submissions:
         rate_limited, overloaded, unavailable. After `unavailable` the turn may have been committed, but it is not
         answered.
         """
-        model = command.model or self._default_model
-        if model is None:
-            raise invalid("/model", "no model is given, and there is no default model")
         leave_at = None if login is not None else _leave_at(command)
         # Outside, lest those of one tenant who wait for each other take all places.
         async with self._limits.of(command, login) as allowance, self._place(leave_at):
-            return await self._submit(command, model, leave_at, login, allowance)
+            return await self._submit(command, leave_at, login, allowance)
 
     @asynccontextmanager
     async def _place(self, leave_at: datetime | None) -> AsyncIterator[None]:
@@ -119,7 +133,7 @@ class Submissions:
             self._places.release()
 
     async def _submit(
-        self, command: SubmitTurn, model: str, leave_at: datetime | None, login: str | None, allowance: Allowance
+        self, command: SubmitTurn, leave_at: datetime | None, login: str | None, allowance: Allowance
     ) -> TurnAccepted:
         refusal = _overloaded() if self._jobs.are_too_many(command.tenant) else await allowance.problem()
         if refusal is not None:
@@ -143,7 +157,7 @@ class Submissions:
                     waits = True
                 elif standing.is_busy:
                     continue  # whatever was in the way has gone, and may have left an answer for the history
-            accepted = await self._committed(command, model, standing, waits=waits, leave_at=leave_at, login=login)
+            accepted = await self._committed(command, standing, waits=waits, leave_at=leave_at, login=login)
             if accepted is not None:
                 return accepted
         raise _unavailable("the conversation changes too fast")
@@ -151,7 +165,6 @@ class Submissions:
     async def _committed(
         self,
         command: SubmitTurn,
-        model: str,
         standing: _Standing,
         *,
         waits: bool,
@@ -162,10 +175,13 @@ class Submissions:
         entering = None if waits else self._shares.enter(command.tenant)
         in_line = not waits and entering is None
         now = self._repository.turns.clock.now()
-        document = new_turn(command, model=model, seq=standing.seq, login=login, now=now, waits=waits, in_line=in_line)
+        frozen = standing.frozen
+        document = new_turn(
+            command, frozen=frozen, seq=standing.seq, login=login, now=now, waits=waits, in_line=in_line
+        )
         # Of a turn that waits, to see whether there can ever be one: its history is read when it is its turn.
         history = self._jobs.no_past() if waits else standing.history
-        job = _job(command, model, history, document["deadline"])
+        job = _job(command, frozen, history, document["deadline"])
         if not await self._inserted(document, leave_at):
             return None
         if entering is not None:
@@ -181,24 +197,40 @@ class Submissions:
     async def _standing(self, command: SubmitTurn) -> _Standing:
         conversation_id = conversation_of(command)
         if conversation_id is None:
-            return _Standing(self._jobs.no_past())
+            chatbot = await self._chatbot(command.tenant, command.chatbot_id, "/chatbot_id")
+            return _Standing(self._frozen(command, chatbot), self._jobs.no_past())
         past = await self._jobs.past_of_own(command.tenant, conversation_id)
         if past is None:
-            await self._open_conversation(command)
-            return _Standing(self._jobs.no_past(), 1)
+            return _Standing(await self._open_conversation(command), self._jobs.no_past(), 1)
         return _Standing(
+            self._frozen(command, past.chatbot),
             past.history,
             past.newest[0].seq + 1 if past.newest else 1,
             any(turn.is_active or turn.is_waiting or turn.run_id == command.run_id for turn in past.newest),
             next((turn.run_id for turn in past.newest if turn.is_waiting), None),
         )
 
-    async def _open_conversation(self, command: SubmitTurn) -> None:
+    async def _chatbot(self, tenant: str, chatbot_id: str | None, path: str) -> ChatbotSettings | None:
+        if chatbot_id is None:
+            return None
+        chatbot = await self._repository.chatbots.settings(tenant, chatbot_id)
+        if chatbot is None:
+            raise invalid(path, "there is no such chatbot")
+        return chatbot
+
+    def _frozen(self, command: SubmitTurn, chatbot: ChatbotSettings | None) -> Frozen:
+        frozen = freeze(command, chatbot, self._default_model)
+        if frozen is None:
+            raise invalid("/model", "no model is given, and there is no default model")
+        demand_known_model("/model", frozen.model, self._known_models)
+        return frozen
+
+    async def _open_conversation(self, command: SubmitTurn) -> Frozen:
         wanted = command.conversation
         if wanted is None:
             raise refused("not_found", "there is no such conversation")
-        if wanted.chatbot_id is not None and not await self._repository.has_chatbot(command.tenant, wanted.chatbot_id):
-            raise invalid("/conversation/chatbot_id", "there is no such chatbot")
+        chatbot = await self._chatbot(command.tenant, wanted.chatbot_id, "/conversation/chatbot_id")
+        frozen = self._frozen(command, chatbot)
         opened = await self._repository.create_conversation(
             CreateConversation(
                 conversation_id=wanted.id,
@@ -208,8 +240,10 @@ class Submissions:
                 metadata={},
             )
         )
-        if opened is None:
+        # One with another chatbot was there before, and was not found since that chatbot is deleted.
+        if opened is None or opened.chatbot_id != wanted.chatbot_id:
             raise refused("not_found", "there is no such conversation, and its id is taken")
+        return frozen
 
     async def _admit_as_waiting(self, command: SubmitTurn, blocker: str) -> None:
         """Raises ServiceError(conversation_busy) unless the turn may wait for its conversation to be free."""
@@ -328,13 +362,14 @@ def _made_before(command: SubmitTurn, rivals: Sequence[Turn]) -> Turn | None:
     return None
 
 
-def _job(command: SubmitTurn, model: str, history: History, deadline: datetime) -> GenerateReply:
+def _job(command: SubmitTurn, frozen: Frozen, history: History, deadline: datetime) -> GenerateReply:
     return new_job(
         run_id=command.run_id,
         tenant=command.tenant,
-        model=model,
-        temperature=command.temperature,
+        model=frozen.model,
+        temperature=frozen.temperature,
         max_tokens=command.max_tokens,
+        instructions=frozen.instructions,
         history=history,
         messages=command.messages,
         deadline=deadline,

@@ -15,6 +15,7 @@ from prometheus_client import Counter
 from services.conversation_store.background import Background, running
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
+from services.conversation_store.erasure import Erasures
 from services.conversation_store.jobs import Jobs
 from services.conversation_store.repository import Repository
 from services.conversation_store.turns import Sweep, decide
@@ -27,9 +28,6 @@ log = structlog.get_logger(__name__)
 
 KEYS_KEPT = timedelta(hours=24)
 """So long a request can be repeated with its idempotency key."""
-
-CLEANED_AGAIN_AFTER = timedelta(seconds=60)
-"""What was on its way into a conversation while it was deleted has arrived by then."""
 
 CANCEL_PATIENCE_S = 10.0
 """What is not decided then will be; but the round goes on."""
@@ -49,7 +47,7 @@ class Pace:
     long, then this process or its loop stood still. calm: for so long all must have gone well before running turns are
     judged. settled: for so long after trouble turns that nobody has are left alone, too, so that stores withdraw the
     late ones, of which they said that they are not accepted. at_most: turns of each kind in one round. tidy_every: from
-    one look at keys and deleted conversations to the next.
+    one look at keys and at what was deleted to the next.
     """
 
     every: float = 1.0
@@ -87,6 +85,7 @@ class Sweeper:
         jobs: Jobs,
         endings: Endings,
         *,
+        erasures: Erasures,
         pace: Pace = Pace(),
     ) -> None:
         self._repository = repository
@@ -94,6 +93,7 @@ class Sweeper:
         self._background = background
         self._jobs = jobs
         self._endings = endings
+        self._erasures = erasures
         self._pace = pace
         self._resting_since = time.monotonic()
         self._calm = Calm(pace.calm, self._resting_since)
@@ -201,10 +201,7 @@ class Sweeper:
     async def _tidy_up(self) -> None:
         now = self._repository.turns.clock.now()
         await self._repository.sweeps.forget_keys(now - KEYS_KEPT, self._pace.at_most)
-        for deleted in await self._repository.sweeps.deleted(now - CLEANED_AGAIN_AFTER, self._pace.at_most):
-            await self._repository.delete_conversation(deleted.tenant, deleted.conversation_id)
-            await self._endings.cancel_all(deleted.conversation_id, patience=CANCEL_PATIENCE_S)
-            await self._repository.sweeps.cleaned(deleted.conversation_id)
+        await self._erasures.sweep(self._pace.at_most)
 
 
 def _sorted(due: Sequence[Turn], sweep: Sweep, now: datetime) -> tuple[list[Turn], list[tuple[Turn, datetime]]]:

@@ -10,7 +10,7 @@ from pydantic_settings import NoDecode
 
 from services.inference_worker.checkpoints import Checkpoints
 from services.inference_worker.generation import Generation
-from services.inference_worker.models import ModelsFile, open_models
+from services.inference_worker.models import ServersFile, open_models
 from services.inference_worker.outbound import Outbound
 from services.inference_worker.reading import Limits
 from shared.broker import open_broker
@@ -33,8 +33,8 @@ class WorkerSettings(Settings):
     openai_api_key: SecretStr | None = Field(
         default=None, validation_alias="OPENAI_API_KEY", description="its key; many local servers want none"
     )
-    models_file: Annotated[ModelsFile, NoDecode, BeforeValidator(ModelsFile.read)] = Field(
-        default=ModelsFile(),
+    models_file: Annotated[ServersFile, NoDecode, BeforeValidator(ServersFile.read)] = Field(
+        default=ServersFile(),
         validate_default=False,
         description="a TOML file that says of models which server answers for them, and whether they can go on with an"
         " answer that was begun",

@@ -17,6 +17,7 @@ INT64_MAX = 2**63 - 1
 METADATA_MAX_DEPTH = 8
 METADATA_MAX_CHARACTERS = 16_384
 TEXT_MAX_CHARACTERS = 100_000
+TENANT_MAX_CHARACTERS = 100
 
 
 class Contract(BaseModel):
@@ -119,7 +120,7 @@ def _not_blank(text: str) -> str:
 Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
 """A UUID in its usual lower-case form; Parley makes version 7."""
 
-TenantId = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+TenantId = Annotated[str, StringConstraints(min_length=1, max_length=TENANT_MAX_CHARACTERS)]
 Key = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,200}$")]
 """An AMQP routing key: of a subscriber or of a worker. In ASCII, for AMQP counts its 255 in bytes."""
 
@@ -127,6 +128,9 @@ Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_CHARACTERS), AfterVa
 Title = Annotated[str, StringConstraints(max_length=200)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
+Foreign = dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,50}$")], Metadata]
+"""By dialect, what Parley has no meaning for, and keeps for that dialect alone."""
+
 Time = Annotated[datetime, AfterValidator(_with_zone)]
 """A moment with its time zone; sent as RFC 3339 in UTC."""
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.contracts.base import Contract, Cursor, Id, Metadata, ModelName, TenantId, Text, Time, Title
+from shared.contracts.base import Contract, Cursor, Foreign, Id, Metadata, ModelName, TenantId, Text, Time, Title
 from shared.contracts.problems import RunError
 
 Role = Literal["system", "user", "assistant"]
@@ -18,6 +18,7 @@ OUTPUT_MAX_CODE_POINTS = 1_000_000
 """An answer that reaches this is ended as if by the model's own limit. It fits one message however JSON escapes it."""
 
 ACTIVE: frozenset[str] = frozenset({"queued", "running", "cancelling"})
+LIVE: frozenset[str] = ACTIVE | {"waiting"}
 TERMINAL: frozenset[str] = frozenset({"cancelled", "completed", "failed", "incomplete"})
 
 
@@ -80,8 +81,11 @@ class Conversation(Contract):
 
     id: Id
     chatbot_id: Id | None
+    number: int | None = None
+    """Small, the tenant's own, and never given to another; null if the conversation is older than such numbers."""
     title: Title | None
     metadata: Metadata
+    foreign: Foreign = Field(default_factory=dict)
     active_run_id: Id | None
     created_at: Time
     updated_at: Time

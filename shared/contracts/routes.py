@@ -15,6 +15,8 @@ from shared.contracts.accounts import (
     UpdateTenant,
 )
 from shared.contracts.base import Contract, Message
+from shared.contracts.chatbots import CreateChatbot, DeleteChatbot, GetChatbot, ListChatbots, UpdateChatbot
+from shared.contracts.erasure import Erase
 from shared.contracts.events import Frame, SubscriberText
 from shared.contracts.jobs import (
     AttachRun,
@@ -96,6 +98,11 @@ ROUTES: tuple[Route, ...] = (
         ListConversations,
         UpdateConversation,
         DeleteConversation,
+        CreateChatbot,
+        GetChatbot,
+        ListChatbots,
+        UpdateChatbot,
+        DeleteChatbot,
         ListMessages,
         SubmitTurn,
         GetRun,
@@ -105,6 +112,7 @@ ROUTES: tuple[Route, ...] = (
         Checkpoint,
         ListDeadLetters,
         ReplayDeadLetter,
+        Erase,
     ),
     Route(SubmitTurn, "work", "chat.intake", STORE_INTAKE, "conversation_store"),
     Route(GenerateReply, "work", "chat.jobs", JOBS, "inference_worker"),

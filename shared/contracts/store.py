@@ -2,16 +2,22 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    Field,
-    JsonValue,
-    SerializerFunctionWrapHandler,
-    StringConstraints,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, model_validator
 
-from shared.contracts.base import Contract, Cursor, Id, Key, Metadata, ModelName, Request, TenantId, Time, Title
+from shared.contracts.base import (
+    Changes,
+    Contract,
+    Cursor,
+    Foreign,
+    Id,
+    Key,
+    Metadata,
+    ModelName,
+    Request,
+    TenantId,
+    Time,
+    Title,
+)
 from shared.contracts.resources import (
     Conversation,
     ConversationPage,
@@ -55,6 +61,7 @@ class CreateConversation(Request[Conversation]):
     chatbot_id: Id | None
     title: Title | None
     metadata: Metadata
+    foreign: Foreign = Field(default_factory=dict)
 
 
 class GetConversation(Request[Conversation]):
@@ -74,17 +81,12 @@ class ListConversations(Request[ConversationPage]):
     cursor: Cursor | None
 
 
-class ConversationChanges(Contract):
-    """What is to be changed: only the fields that are set, null included."""
+class ConversationChanges(Changes):
+    """What is to be changed of a conversation; what other dialects keep there stays."""
 
     title: Title | None = None
     metadata: Metadata = Field(default_factory=dict)
-
-    @model_serializer(mode="wrap")
-    def _only_what_is_set(self, serialized: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
-        # Otherwise the reader would take the default of a field that was left out for a change.
-        values: dict[str, JsonValue] = serialized(self)
-        return {name: value for name, value in values.items() if name in self.model_fields_set}
+    foreign: Foreign = Field(default_factory=dict)
 
 
 class UpdateConversation(Request[Conversation]):
@@ -132,7 +134,8 @@ class SubmitTurn(Request[TurnAccepted]):
     """Answer these messages. Whoever submits makes `run_id`, so that a repeated submit is the same turn.
 
     With `conversation_id` the turn is appended to a conversation that exists, with `conversation` to one that is made
-    if need be, with neither it stands alone. Over `chat.intake` nobody waits for the reply: it becomes an outcome.
+    if need be, with neither it stands alone: with `chatbot_id` as one of that chatbot's. Over `chat.intake` nobody
+    waits for the reply: it becomes an outcome.
     """
 
     run_id: Id
@@ -141,6 +144,7 @@ class SubmitTurn(Request[TurnAccepted]):
     """The key that it came with, for limits and usage; means nothing over `chat.intake`, where logins are checked."""
     conversation_id: Id | None = None
     conversation: ConversationToUse | None = None
+    chatbot_id: Id | None = None
     messages: Annotated[tuple[InputMessage, ...], Field(min_length=1, max_length=100, strict=False)]
     model: ModelName | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -160,6 +164,8 @@ class SubmitTurn(Request[TurnAccepted]):
     def _consistent(self) -> Self:
         if self.conversation_id is not None and self.conversation is not None:
             raise ValueError("conversation_id and conversation exclude each other")
+        if self.chatbot_id is not None and (self.conversation_id is not None or self.conversation is not None):
+            raise ValueError("chatbot_id is for a turn without a conversation: each conversation has its own")
         if self.messages[-1].role != "user":
             raise ValueError("the last message must have the role user")
         return self

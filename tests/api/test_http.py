@@ -5,6 +5,7 @@ import gzip
 import json
 import time
 from collections.abc import AsyncIterator, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
@@ -17,6 +18,7 @@ from services.api.dialects import Endpoint
 from services.api.dialects.native import STATUS, Native
 from services.api.dialects.native.resources import PREFIX
 from services.api.runs import Runs
+from shared.contracts.chatbots import Chatbot, ChatbotPage, GetChatbot, ListChatbots
 from shared.contracts.problems import refused
 from shared.contracts.resources import ConversationPage
 from shared.contracts.store import (
@@ -44,7 +46,12 @@ def each(endpoints: Iterable[Endpoint]) -> pytest.MarkDecorator:
 ENDPOINTS = each(Native.endpoints)
 WITH_BODY = each(endpoint for endpoint in Native.endpoints if endpoint.has_body)
 WITH_ID = each(endpoint for endpoint in Native.endpoints if "{id}" in endpoint.path)
+OF_CHATBOT = each(endpoint for endpoint in Native.endpoints if endpoint.path.startswith(f"{PREFIX}/chatbots/{{id}}"))
+OF_OTHERS = each(
+    endpoint for endpoint in Native.endpoints if "{id}" in endpoint.path and "/chatbots/" not in endpoint.path
+)
 KEY = {"Authorization": "Bearer bootstrap-key"}
+UUID = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
 @pytest.fixture
@@ -112,7 +119,7 @@ async def test_what_is_not_there_for_this_tenant_is_404(
     assert (response.status, answer["code"]) == (404, "not_found")
 
 
-@WITH_ID
+@OF_OTHERS
 @pytest.mark.parametrize("identifier", ["x", "1", "..%2f..%2fetc", "%00", "%ff", "0" * 36, "%F0%9F%99%82"])
 async def test_id_that_is_none_is_404(
     peers: Peers, session: aiohttp.ClientSession, endpoint: Endpoint, identifier: str
@@ -121,6 +128,56 @@ async def test_id_that_is_none_is_404(
     async with session.request(endpoint.method, path, headers=KEY, data=b"{}") as response:
         assert response.status == 404, await response.text()
     assert peers.asked.empty(), "the store is not asked"
+
+
+@OF_CHATBOT
+@pytest.mark.parametrize(
+    "identifier", ["..%2f..%2fetc", "%00", "%ff", "%F0%9F%99%82", "A", "a%20b", "-1", "1.0", "a--b", "x" * 101, "$ne"]
+)
+async def test_what_names_no_chatbot_is_404(
+    peers: Peers, session: aiohttp.ClientSession, endpoint: Endpoint, identifier: str
+) -> None:
+    path = URL(path_of(endpoint, identifier), encoded=True)
+    async with session.request(endpoint.method, path, headers=KEY, data=b"{}") as response:
+        assert response.status == 404, await response.text()
+    assert peers.asked.empty(), "the store is not asked"
+
+
+@pytest.mark.parametrize(
+    ("identifier", "reference"),
+    [("7", "7"), ("travel-guide", "travel-guide"), ("%E6%9D%B1%E4%BA%AC", "東京"), (UUID.upper(), UUID)],
+)
+async def test_chatbot_is_asked_for_by_id_slug_or_number(
+    peers: Peers, session: aiohttp.ClientSession, identifier: str, reference: str
+) -> None:
+    path = URL(f"{PREFIX}/chatbots/{identifier}", encoded=True)
+    async with session.get(path, headers=KEY) as response:
+        assert response.status == 404
+    asked: GetChatbot = await peers.asks(GetChatbot)
+    assert (asked.tenant, asked.chatbot) == ("one", reference)
+
+
+async def test_what_other_dialects_keep_is_not_shown(peers: Peers, client: NativeClient) -> None:
+    now = datetime.now(UTC)
+    chatbot = Chatbot(
+        id=UUID,
+        number=1,
+        name="Guide",
+        slug="guide",
+        model=None,
+        temperature=None,
+        instructions=None,
+        metadata={"foreign": "stays"},
+        foreign={"other": {"secret": 1}},
+        created_at=now,
+        updated_at=now,
+    )
+    peers.answers[GetChatbot] = lambda _: chatbot
+    peers.answers[ListChatbots] = lambda _: ChatbotPage(data=(chatbot,), next_cursor=None)
+    shown = json.loads(chatbot.to_json())
+    del shown["foreign"]
+    assert await client.call("GET", "/chatbots/guide") == shown
+    assert await client.call("GET", "/chatbots") == {"data": [shown], "next_cursor": None}
 
 
 @ENDPOINTS

@@ -4,17 +4,21 @@ import asyncio
 import os
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import aio_pika
+import pytest
 
 from services.cli.tables import table
+from services.conversation_store import erasure
+from services.conversation_store.sweeper import Pace
 from shared.broker import open_broker
 from shared.contracts.store import CheckKey, GetRun
 from shared.ids import digest, new_id
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, around, documents, migrated, surrounded
-from tests.conversation_store.making import TENANT, submit_turn
+from tests.conversation_store.making import TENANT, claim_run, create_chatbot, create_conversation, submit_turn
 from tests.stack.rooms import Vhost
 
 __all__ = ["around", "documents", "migrated"]
@@ -154,3 +158,37 @@ async def test_wrong_usage_and_wrong_settings_are_told_apart_from_refusals() -> 
 
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
     assert table(("A", "BBB"), [("aaaa", "b"), ("a", "")]) == "A     BBB\naaaa  b\na"
+
+
+async def test_conversation_is_erased_with_a_word_on_what_was_removed(
+    vhost: Vhost, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "CLEANED_AGAIN_AFTER", timedelta(seconds=1))
+    url = vhost.amqp_url("parley-cli")
+    pace = Pace(every=0.1, calm=0.1, settled=0.0, tidy_every=0.1)
+    async with surrounded(vhost, migrated, pace=pace) as around:
+        conversation = await around.api.call(create_conversation(title="the secret of the title"))
+        command = submit_turn("the secret of the message", conversation_id=conversation.id)
+        await around.api.call(command)
+        await around.job()
+        waited = await parley(url, "erase", "conversation", conversation.id, "--wait", "1")
+        assert (waited.exit_code, waited.said) == (4, "")
+        assert "1 jobs in the queue" in waited.complained or "second cleaning" in waited.complained
+        assert (await around.api.call(claim_run(command.run_id))).verdict == "over"
+        erased = await parley(url, "erase", "conversation", conversation.id.upper())
+        removed = f"erased conversation {conversation.id}: 1 conversations, 1 turns, 0 dead letters\n"
+        assert (erased.exit_code, erased.said) == (0, removed)
+        assert "secret" not in waited.complained + erased.complained
+
+        chatbot = await around.api.call(create_chatbot())
+        await around.api.call(create_conversation(chatbot_id=chatbot.id))
+        erased = await parley(url, "erase", "chatbot", chatbot.id)
+        removed = f"erased chatbot {chatbot.id}: 1 conversations, 0 turns, 0 dead letters\n"
+        assert (erased.exit_code, erased.said) == (0, removed)
+
+
+async def test_what_cannot_be_erased_is_said(around: Surroundings, vhost: Vhost) -> None:
+    unknown = await parley(vhost.amqp_url("parley-cli"), "erase", "chatbot", new_id())
+    assert unknown == Done(1, "", "parley: the store refuses: there is no such chatbot (not_found)\n")
+    for arguments in (("erase",), ("erase", "bot", new_id()), ("erase", "chatbot", "guide")):
+        assert (await parley(NOWHERE, *arguments)).exit_code == 2, arguments

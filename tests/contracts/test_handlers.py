@@ -4,6 +4,8 @@ import asyncio
 from typing import Any
 
 from services.conversation_store.accounts import AccountRequests
+from services.conversation_store.chatbots import Chatbots
+from services.conversation_store.erasure import Erasures
 from services.conversation_store.handlers import Requests
 from shared.contracts.routes import ROUTES, handled_by
 from tests.stack.rooms import Management
@@ -14,9 +16,14 @@ USERS = {"conversation_store": "parley-store", "inference_worker": "parley-worke
 
 
 def test_the_store_answers_every_request_that_is_declared_and_no_other() -> None:
-    handlers = {**object.__new__(Requests).handlers(), **object.__new__(AccountRequests).handlers()}
+    handlers = {
+        **object.__new__(Requests).handlers(),
+        **object.__new__(AccountRequests).handlers(),
+        **object.__new__(Chatbots).handlers(),
+        **object.__new__(Erasures).handlers(),
+    }
     assert set(handlers) == handled_by("conversation_store", "rpc")
-    assert len({handler.__name__ for handler in handlers.values()}) == len(handlers)
+    assert len({handler.__qualname__ for handler in handlers.values()}) == len(handlers)
 
 
 async def test_every_queue_is_consumed_by_the_service_that_its_routes_name(

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from shared.contracts.chatbots import CreateChatbot
 from shared.contracts.jobs import FinishRun
 from shared.contracts.resources import InputMessage, Usage
 from shared.contracts.store import ClaimRun, CreateConversation, SubmitTurn
@@ -33,6 +34,11 @@ def create_conversation(**fields: Any) -> CreateConversation:
         "metadata": {},
     }
     return CreateConversation(**(defaults | fields))
+
+
+def create_chatbot(name: str = "Guide", **fields: Any) -> CreateChatbot:
+    """A chatbot of which nothing is said but its name."""
+    return CreateChatbot(**({"chatbot_id": new_id(), "tenant": TENANT, "name": name} | fields))
 
 
 def claim_run(run_id: str, worker: str = "w1", **fields: Any) -> ClaimRun:

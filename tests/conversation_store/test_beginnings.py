@@ -6,7 +6,7 @@ from typing import Any
 
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.documents import new_turn, present
+from services.conversation_store.documents import Frozen, new_turn, present
 from services.conversation_store.repository import Repository
 from services.conversation_store.turns import Claim, Finish
 from shared.contracts.store import CreateConversation
@@ -18,7 +18,7 @@ PAGE, LONGEST = 3, 1_000
 
 async def add_turn(repository: Repository, conversation: CreateConversation, seq: int, output: str) -> None:
     turn = submit_turn(f"question {seq}", conversation_id=conversation.conversation_id)
-    await repository.turns.insert(new_turn(turn, model="fake", seq=seq, login=None, now=present()))
+    await repository.turns.insert(new_turn(turn, frozen=Frozen("fake"), seq=seq, login=None, now=present()))
     await repository.turns.apply(turn.run_id, Claim("w1", "m1", False, timedelta()))
     finish = Finish(1, "w1", "completed", output, "stop", USAGE, None, upstream_closed=True)
     await repository.turns.apply(turn.run_id, finish)
@@ -39,16 +39,16 @@ async def test_each_of_a_crowd_is_told_of_its_own_conversation(
         for seq in range(1, number + 1):
             await add_turn(repository, one, seq, f"answer {number}.{seq}")
     deleted, foreign = made[6], made[7]
-    await repository.delete_conversation(TENANT, deleted.conversation_id)
+    await repository.erasing.conversations(TENANT, [deleted.conversation_id])
     before = await reads(documents)
     past = await asyncio.gather(
-        *(repository.beginnings.past_turns(TENANT, one.conversation_id, PAGE, LONGEST) for one in made),
-        repository.beginnings.past_turns("other", foreign.conversation_id, PAGE, LONGEST),
-        repository.beginnings.past_turns(TENANT, new_id(), PAGE, LONGEST),
-        repository.beginnings.past_turns(TENANT, made[5].conversation_id, 1, 5),
+        *(repository.beginnings.of_turn(TENANT, one.conversation_id, PAGE, LONGEST) for one in made),
+        repository.beginnings.of_turn("other", foreign.conversation_id, PAGE, LONGEST),
+        repository.beginnings.of_turn(TENANT, new_id(), PAGE, LONGEST),
+        repository.beginnings.of_turn(TENANT, made[5].conversation_id, 1, 5),
     )
     assert await reads(documents) - before <= 8
-    told = [None if turns is None else [(turn.seq, turn.output) for turn in turns] for turns in past]
+    told = [None if one is None else [(turn.seq, turn.output) for turn in one.newest] for one in past]
     expected: list[Any] = [
         [(seq, f"answer {number}.{seq}") for seq in range(number, max(0, number - PAGE), -1)] for number in range(6)
     ]
@@ -79,6 +79,6 @@ async def test_texts_of_more_than_a_document_holds_are_read(repository: Reposito
     await repository.create_conversation(conversation)
     for seq in range(1, 7):
         await add_turn(repository, conversation, seq, "x" * 3_500_000)
-    past = await repository.beginnings.past_turns(TENANT, conversation.conversation_id, 10, 4_000_000)
+    past = await repository.beginnings.of_turn(TENANT, conversation.conversation_id, 10, 4_000_000)
     assert past is not None
-    assert [(turn.seq, len(turn.output)) for turn in past] == [(seq, 3_500_000) for seq in range(6, 0, -1)]
+    assert [(turn.seq, len(turn.output)) for turn in past.newest] == [(seq, 3_500_000) for seq in range(6, 0, -1)]

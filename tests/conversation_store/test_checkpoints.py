@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.documents import Turn, new_turn, present
+from services.conversation_store.documents import Frozen, Turn, new_turn, present
 from services.conversation_store.repository import Repository, open_repository
 from services.conversation_store.turns import Cancel, Claim, Command, Finish
 from shared.contracts.resources import Run
@@ -41,7 +41,7 @@ class Runs:
 
     async def started(self, *, worker: str = "w1", **fields: Any) -> str:
         command = submit_turn(**fields)
-        document = new_turn(command, model="fake", seq=1, login=None, now=present())
+        document = new_turn(command, frozen=Frozen("fake"), seq=1, login=None, now=present())
         await self.repository.turns.insert(document)
         await self.apply(command.run_id, claim(worker))
         return command.run_id
@@ -204,7 +204,7 @@ async def test_deleted_conversation_takes_no_checkpoint_any_more(runs: Runs) -> 
     await runs.repository.create_conversation(conversation)
     run_id = await runs.started(conversation_id=conversation.conversation_id)
     await runs.told(progress(run_id, 0, "secret"))
-    await runs.repository.delete_conversation(TENANT, conversation.conversation_id)
+    await runs.repository.erasing.conversations(TENANT, [conversation.conversation_id])
     assert [standing.state for standing in await runs.told(progress(run_id, 6, " text"))] == ["cancelling"]
     stored = await runs.stored(run_id)
     assert "secret" not in str(stored)

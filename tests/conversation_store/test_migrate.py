@@ -30,6 +30,8 @@ TURN_INDEXES = {
     "expiry",
     "tenant_finished",
     "untold",
+    "alone",
+    "job_left",
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from infra.local.mongod import Mongod, find_mongod
-from services.conversation_store.documents import new_turn
+from services.conversation_store.documents import Frozen, new_turn
 from services.conversation_store.repository import TurnCommits, connected, migrate, open_repository
 from services.conversation_store.submission import AT_ONCE
 from services.conversation_store.turns import Command, Withdraw
@@ -252,7 +252,7 @@ async def test_stop_does_not_wait_for_each_of_many_writes_while_the_database_is_
     async with open_repository(mongod.url("parley")) as repository:
         mongod.freeze()
         turns = [
-            new_turn(submit_turn(), model="fake", seq=1, login=None, now=repository.turns.clock.now())
+            new_turn(submit_turn(), frozen=Frozen("fake"), seq=1, login=None, now=repository.turns.clock.now())
             for _ in range(4_000)
         ]
         inserting = [repository.turns.insert(turn) for turn in turns]

@@ -9,11 +9,12 @@ import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import BulkWriteError, OperationFailure
 
-from services.conversation_store.documents import Document, Turn, new_turn, present
+from services.conversation_store.documents import Document, Frozen, Turn, new_turn, present
 from services.conversation_store.prompts import Budget, History
 from services.conversation_store.repository import Applied, DuplicateTurn, Repository, open_repository
 from services.conversation_store.repository.database import OutcomeUnknown, asking, faults
 from services.conversation_store.turns import LEASE, Cancel, Claim, Finish, Watch, Withdraw
+from shared.contracts.erasure import Removed
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn
 from shared.ids import new_id
@@ -33,7 +34,7 @@ def finish(output: str = "Hi there", worker: str = "w1", attempt: int = 1) -> Fi
 
 
 def document(command: SubmitTurn, seq: int = 1, login: str | None = None) -> Document:
-    return new_turn(command, model="fake", seq=seq, login=login, now=present())
+    return new_turn(command, frozen=Frozen("fake"), seq=seq, login=login, now=present())
 
 
 async def applied(result: Any) -> Applied:
@@ -232,9 +233,11 @@ async def test_deleted_conversation_keeps_its_usage_and_nothing_it_said(
     await repository.turns.insert(document(live, 2))
     await repository.turns.apply(live.run_id, claim())
 
-    assert not await repository.delete_conversation("other", conversation.conversation_id)
-    assert await repository.waiting.live(conversation.conversation_id, tenant=TENANT) == [live.run_id]
-    assert await repository.delete_conversation(TENANT, conversation.conversation_id)
+    ids = [conversation.conversation_id]
+    assert await repository.erasing.conversations("other", ids) == Removed()
+    assert await repository.erasing.live_in(TENANT, ids) == [live.run_id]
+    assert await repository.erasing.live_in("other", ids) == []
+    assert await repository.erasing.conversations(TENANT, ids) == Removed(conversations=1, turns=2)
     late = await applied(repository.turns.apply(live.run_id, finish("secret late answer")))
     assert late.verdict == "finished"
 
@@ -245,7 +248,7 @@ async def test_deleted_conversation_keeps_its_usage_and_nothing_it_said(
     assert await repository.conversation(TENANT, conversation.conversation_id) is None
     assert not await repository.has_conversation(TENANT, conversation.conversation_id)
     assert await repository.create_conversation(conversation) is None
-    assert not await repository.delete_conversation(TENANT, conversation.conversation_id)
+    assert await repository.erasing.conversations(TENANT, ids) == Removed()
 
 
 async def test_texts_that_fit_into_no_prompt_are_not_read(repository: Repository) -> None:

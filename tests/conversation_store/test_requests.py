@@ -8,13 +8,10 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.accounts import AccountRequests
-from services.conversation_store.handlers import Requests
 from services.conversation_store.paging import PAGE_MAX_BYTES
 from shared.contracts.base import Contract, Request
 from shared.contracts.problems import Problem, ServiceError
 from shared.contracts.resources import Conversation, ConversationMessage
-from shared.contracts.routes import handled_by
 from shared.contracts.store import (
     CheckKey,
     ConversationChanges,
@@ -62,13 +59,6 @@ def listing(**fields: Any) -> ListConversations:
 
 def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def test_every_request_of_the_store_has_a_handler() -> None:
-    handlers = object.__new__(Requests).handlers(), object.__new__(AccountRequests).handlers()
-    assert sorted(kind.__name__ for some in handlers for kind in some) == sorted(
-        kind.__name__ for kind in handled_by("conversation_store", "rpc")
-    )
 
 
 async def test_bootstrap_key_is_the_admin_of_the_default_tenant(around: Surroundings) -> None:

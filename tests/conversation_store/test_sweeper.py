@@ -12,8 +12,9 @@ import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
 from services.conversation_store.background import background
-from services.conversation_store.documents import Document, new_turn, present
+from services.conversation_store.documents import Document, Frozen, new_turn, present
 from services.conversation_store.endings import Endings, announcing
+from services.conversation_store.erasure import Erasures
 from services.conversation_store.jobs import Jobs
 from services.conversation_store.prompts import Budget
 from services.conversation_store.repository import Repository, open_repository
@@ -44,7 +45,7 @@ async def around(vhost: Vhost, migrated: str) -> AsyncIterator[Surroundings]:
 
 def left_undone(command: SubmitTurn, seq: int = 1, *, waits: bool = False, **fields: Any) -> Document:
     """A turn as a store that died has left it; it is due."""
-    turn = new_turn(command, model="fake", seq=seq, login=None, now=present(), waits=waits)
+    turn = new_turn(command, frozen=Frozen("fake"), seq=seq, login=None, now=present(), waits=waits)
     return turn | {"next_check": LONG_AGO} | fields
 
 
@@ -325,7 +326,8 @@ async def sweeper(vhost: Vhost, database: str, pace: Pace) -> AsyncIterator[tupl
     ):
         jobs = Jobs(repository, broker, tasks, Shares(), budget=Budget(10, 1_000), at_most=100)
         endings = Endings(repository, broker, tasks, announcements, jobs)
-        yield Sweeper(repository, broker, tasks, jobs, endings, pace=pace), repository, broker
+        erasures = Erasures(repository, broker, tasks, endings)
+        yield Sweeper(repository, broker, tasks, jobs, endings, erasures=erasures, pace=pace), repository, broker
 
 
 def is_untouched(turn: Document) -> bool:

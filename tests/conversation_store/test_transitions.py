@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.documents import Turn, new_turn, present
+from services.conversation_store.documents import Frozen, Turn, new_turn, present
 from services.conversation_store.repository import Applied, DuplicateTurn, Repository, open_repository
 from services.conversation_store.turns import (
     AttemptLimits,
@@ -48,7 +48,7 @@ class Turns:
 
     async def accepted(self, seq: int = 1, *, waits: bool = False, login: str | None = None, **fields: Any) -> str:
         command = submit_turn(**fields)
-        document = new_turn(command, model="fake", seq=seq, login=login, now=present(), waits=waits)
+        document = new_turn(command, frozen=Frozen("fake"), seq=seq, login=login, now=present(), waits=waits)
         await self.repository.turns.insert(document)
         return command.run_id
 

@@ -12,6 +12,8 @@ continuation = "prefill"
 
 [models.begins-anew]
 continuation = "restart"
+
+[models."*"]
 """
 """All of one fake server. The first sends only what follows a prefix, the second sends the prefix again first."""
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from services.inference_worker.main import WorkerSettings
-from services.inference_worker.models import ModelsFile, open_models
+from services.inference_worker.models import ServersFile, open_models
 from services.inference_worker.providers import ProviderRefused
 from shared.process import load_settings
 from tests.fakes.script import Script
@@ -45,7 +45,7 @@ def test_file_is_read_with_the_keys_that_it_names(tmp_path: Path, monkeypatch: p
         "large": "prefill",
     }
     assert file.models["large"].prefill_parameters == {"add_generation_prompt": False, "continue_final_message": True}
-    assert {name: key and key.get_secret_value() for name, key in file.keys.items()} == {
+    assert {name: key and key.get_secret_value() for name, key in file.server_keys.items()} == {
         "*": None,
         "small": f"{SECRET}-1",
         "large": f"{SECRET}-2",
@@ -106,7 +106,7 @@ async def test_each_model_is_asked_of_its_own_server(tmp_path: Path, monkeypatch
             continuation = "prefill"
             """
         )
-        async with open_models(ModelsFile.read(path), usual.base_url, SecretStr(f"{SECRET}-usual")) as models:
+        async with open_models(ServersFile.read(path), usual.base_url, SecretStr(f"{SECRET}-usual")) as models:
             for tag in ("other", "here", "unnamed"):
                 asked = job(Script(tag=tag))
                 text = [piece.text async for piece in models.of(asked.model).provider.stream(asked)]
@@ -130,7 +130,7 @@ async def test_each_model_is_asked_of_its_own_server(tmp_path: Path, monkeypatch
 async def test_model_that_no_server_answers_for_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "models.toml"
     path.write_text('[models.known]\nbase_url = "http://127.0.0.1:9/v1"\n')
-    async with open_models(ModelsFile.read(path), None, None) as models:
+    async with open_models(ServersFile.read(path), None, None) as models:
         assert models.of("known").continuation == "restart"
         with pytest.raises(ProviderRefused, match="No model server is configured"):
             await anext(models.of("unknown").provider.stream(job(Script())))

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from infra.images.compose import ROOT, SECRETS, Container, filled, provider_fault, variables
-from services.inference_worker.models import ModelsFile
+from services.inference_worker.models import ServersFile
+from shared.models_file import ModelsFile
 
 EXAMPLE = (ROOT / ".env.example").read_text()
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
@@ -37,14 +38,16 @@ def test_every_variable_of_the_compose_file_is_explained_in_the_example_and_the_
     assert set(SECRETS) <= interpolated
 
 
-def test_the_models_file_of_the_environment_is_what_the_worker_reads() -> None:
+def test_the_models_file_of_the_environment_is_what_store_and_worker_read() -> None:
     [(source, target, access)] = re.findall(
         r"^      - type: bind\n        source: (.*)\n        target: (.*)\n        (.*)$", COMPOSE_FILE, re.MULTILINE
     )
-    assert f"\n      PARLEY_MODELS_FILE: {target}\n" in COMPOSE_FILE
+    assert COMPOSE_FILE.count(f"\n      PARLEY_MODELS_FILE: {target}\n") == 2
+    assert COMPOSE_FILE.count("\n    volumes: *models-file\n") == COMPOSE_FILE.count("volumes: &models-file\n") == 1
     # Not with a plus, which docker-compose 1.29 does not know: where none is set, there is an empty one.
     assert (source, access) == ("${PARLEY_MODELS_FILE:-/dev/null}", "read_only: true")
-    assert ModelsFile.read("/dev/null") == ModelsFile()
+    assert ModelsFile.read("/dev/null").models == ServersFile.read("/dev/null").models == {}
+    assert ModelsFile.read("/dev/null").known is None
 
 
 def test_every_published_port_is_on_loopback() -> None:

@@ -126,6 +126,28 @@ ELSEWHERE = {
     "unknown conversation, listed": Bad(404, "not_found", path="/conversations/{new}/messages", method="GET"),
     "unknown conversation, deleted": Bad(404, "not_found", path="/conversations/{new}", method="DELETE"),
     "what is no id": Bad(404, "not_found", path="/conversations/mine", method="GET"),
+    "unknown chatbot": Bad(404, "not_found", path="/chatbots/{new}", method="GET"),
+    "unknown slug, changed": Bad(404, "not_found", b'{"name": "a"}', path="/chatbots/nobody", method="PATCH"),
+    "unknown number, deleted": Bad(404, "not_found", path="/chatbots/999999", method="DELETE"),
+    "what names no chatbot": Bad(404, "not_found", path="/chatbots/Some%20body", method="GET"),
+    "conversation with an unknown chatbot": Bad(
+        422,
+        "invalid_request",
+        json.dumps({"chatbot_id": new_id()}).encode(),
+        path="/conversations",
+        places=("/chatbot_id",),
+    ),
+    "over-long instructions": Bad(
+        422,
+        "invalid_request",
+        json.dumps({"name": "a", "instructions": "x" * 32_001}).encode(),
+        path="/chatbots",
+        places=("/instructions",),
+    ),
+    "chatbot without a name": Bad(422, "invalid_request", b"{}", path="/chatbots", places=("/name",)),
+    "slug that is a number": Bad(
+        422, "invalid_request", b'{"name": "a", "slug": "7"}', path="/chatbots", places=("/slug",)
+    ),
     "unknown run": Bad(404, "not_found", path="/runs/{new}", method="GET"),
     "events of an unknown run": Bad(404, "not_found", path="/runs/{new}/events", method="GET"),
     "unknown path": Bad(404, "not_found", path="/nothing/here", method="GET"),

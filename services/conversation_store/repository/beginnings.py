@@ -3,24 +3,38 @@
 A turn that comes alone waits for nobody; of many, each costs the database and this process a tenth.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
 import bson
-from bson.raw_bson import RawBSONDocument
 from pymongo import DESCENDING
 from pymongo.errors import BulkWriteError
 
-from services.conversation_store.documents import Document
+from services.conversation_store.documents import ChatbotSettings, Document, chatbot_settings
 from services.conversation_store.group_commit import GroupCommit
 from services.conversation_store.prompts import PastTurn
 from services.conversation_store.repository.commits import start
+from services.conversation_store.repository.counters import allot
 from services.conversation_store.repository.database import Database, DuplicateTurn, asking, faults, refusal
 from shared.contracts.resources import ACTIVE, InputMessage
 
 NOT_DELETED: Document = {"deleted_at": None}
+
+SETTINGS: Document = {"model": 1, "temperature": 1, "instructions": 1}
+"""What is read of a chatbot for its turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where a turn begins: the last turns of its conversation, newest first, and whom the conversation is with."""
+
+    newest: list[PastTurn]
+    chatbot: ChatbotSettings | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +49,10 @@ class Beginnings:
     """Made by `open`. Each raises ServiceError(unavailable) when the database does not answer in time."""
 
     def __init__(self, database: Database) -> None:
+        self._database = database
         self._conversations = database["conversations"]
-        self._creating = GroupCommit[RawBSONDocument, bool](self._create, at_once=2)
-        self._reading = GroupCommit[_Wanted, list[PastTurn] | None](self._read, at_once=2)
+        self._creating = GroupCommit[Document, int | None](self._create, at_once=2)
+        self._reading = GroupCommit[_Wanted, Beginning | None](self._read, at_once=2)
 
     @classmethod
     @asynccontextmanager
@@ -47,52 +62,73 @@ class Beginnings:
         async with beginnings._creating, beginnings._reading:
             yield beginnings
 
-    async def create(self, document: Document) -> bool:
-        """Commits a new conversation; False if its id is taken."""
-        # Encoded here and not by the batch: one bad document would fail all the others with it.
-        return await start(self._creating, RawBSONDocument(bson.encode(document)))
+    async def create(self, document: Document) -> int | None:
+        """Commits a new conversation and gives its number; None if its id is taken."""
+        # Tried here and not by the batch: one bad document would fail all the others with it.
+        bson.encode(document)
+        return await start(self._creating, document)
 
-    async def past_turns(self, tenant: str, conversation_id: str, limit: int, longest: int) -> list[PastTurn] | None:
-        """The last turns of a conversation, newest first; None if the tenant has no such conversation.
+    async def of_turn(self, tenant: str, conversation_id: str, limit: int, longest: int) -> Beginning | None:
+        """At most `limit` turns; None if the tenant has no such conversation, or its chatbot is deleted.
 
         See `PastTurn` for those of over `longest` characters.
         """
         return await start(self._reading, _Wanted(tenant, conversation_id, limit, longest))
 
-    async def _create(self, batch: Sequence[RawBSONDocument]) -> list[bool | Exception]:
-        results: list[bool | Exception] = [True] * len(batch)
+    async def _create(self, batch: Sequence[Document]) -> list[int | Exception | None]:
         with asking():
+            numbers = await self._numbers(Counter(document["tenant"] for document in batch))
+            numbered = [{**document, "number": next(numbers[document["tenant"]])} for document in batch]
+            results: list[int | Exception | None] = [document["number"] for document in numbered]
             try:
-                await self._conversations.insert_many(batch, ordered=False)
+                await self._conversations.insert_many(numbered, ordered=False)
             except BulkWriteError as error:
                 for fault in faults(error):
                     refused = refusal(fault)
-                    results[fault["index"]] = False if isinstance(refused, DuplicateTurn) else refused
+                    results[fault["index"]] = None if isinstance(refused, DuplicateTurn) else refused
         return results
 
-    async def _read(self, batch: Sequence[_Wanted]) -> list[list[PastTurn] | None]:
-        found: dict[_Wanted, list[PastTurn]] = {}
+    async def _numbers(self, wanted: Mapping[str, int]) -> dict[str, Iterator[int]]:
+        """For each tenant, as many numbers as it wants."""
+        first = await asyncio.gather(
+            *(allot(self._database, "conversations", tenant, count) for tenant, count in wanted.items())
+        )
+        return {tenant: itertools.count(number) for tenant, number in zip(wanted, first, strict=True)}
+
+    async def _read(self, batch: Sequence[_Wanted]) -> list[Beginning | None]:
+        found: dict[_Wanted, Beginning] = {}
         with asking():
             # All callers have the same bounds, so this is one read.
             for limit, longest in {(wanted.limit, wanted.longest) for wanted in batch}:
                 ids = {wanted.conversation_id for wanted in batch if (wanted.limit, wanted.longest) == (limit, longest)}
                 rows = self._conversations.aggregate(_last_turns(sorted(ids), limit, longest))
                 for row in await rows.to_list(None):
-                    turns = found.setdefault(_Wanted(row["tenant"], row["_id"], limit, longest), [])
+                    wanted = _Wanted(row["tenant"], row["_id"], limit, longest)
+                    if wanted not in found:
+                        chatbot = chatbot_settings(row["chatbot"][0]) if row["chatbot"] else None
+                        found[wanted] = Beginning([], chatbot)
                     if "turn" in row:
-                        turns.append(past_turn(row["turn"]))
+                        found[wanted].newest.append(past_turn(row["turn"]))
         return [found.get(wanted) for wanted in batch]
 
 
 def _last_turns(conversation_ids: list[str], limit: int, longest: int) -> list[dict[str, Any]]:
-    """One row per turn, so that together they may be longer than a document; one without for an empty conversation."""
+    """One row per turn, so that together they may be longer than a document; one without for an empty conversation.
+
+    Of a conversation's rows the first has its chatbot. A conversation whose chatbot is deleted has none.
+    """
     newest = [{"$sort": {"seq": DESCENDING}}, {"$limit": limit}, {"$project": past_fields(longest)}]
+    its_chatbot = {"from": "chatbots", "localField": "chatbot_id", "foreignField": "_id"}
     belonging = {"from": "turns", "localField": "_id", "foreignField": "conversation_id"}
     return [
         {"$match": {"_id": {"$in": conversation_ids}, **NOT_DELETED}},
-        {"$project": {"tenant": 1}},
+        {"$project": {"tenant": 1, "chatbot_id": 1}},
+        {"$lookup": {**its_chatbot, "pipeline": [{"$match": NOT_DELETED}, {"$project": SETTINGS}], "as": "chatbot"}},
+        {"$match": {"$or": [{"chatbot_id": None}, {"chatbot": {"$ne": []}}]}},
+        # Next to each other: MongoDB then makes them one.
         {"$lookup": {**belonging, "pipeline": newest, "as": "turn"}},
-        {"$unwind": {"path": "$turn", "preserveNullAndEmptyArrays": True}},
+        {"$unwind": {"path": "$turn", "includeArrayIndex": "n", "preserveNullAndEmptyArrays": True}},
+        {"$set": {"chatbot": {"$cond": [{"$gt": ["$n", 0]}, "$$REMOVE", "$chatbot"]}}},
     ]
 
 

@@ -199,6 +199,12 @@ INDEXES: dict[str, list[IndexModel]] = {
         # Of a turn that has not ended the time is missing: so these are found, and counted by key, as well.
         IndexModel([("tenant", ASCENDING), ("finished_at", ASCENDING), ("key_id", ASCENDING)], name="tenant_finished"),
         IndexModel([("finished_at", ASCENDING)], name="untold", partialFilterExpression={"outcome_pending": True}),
+        IndexModel(
+            [("tenant", ASCENDING), ("chatbot_id", ASCENDING)],
+            name="alone",
+            partialFilterExpression={"expires_at": {"$exists": True}},
+        ),
+        IndexModel([("chatbot_id", ASCENDING)], name="job_left", partialFilterExpression={"job_left": True}),
     ],
     "conversations": [
         IndexModel([("tenant", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="tenant_newest"),
@@ -209,10 +215,21 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("tenant", ASCENDING), ("title", TEXT)], name="tenant_title", default_language="none"),
         IndexModel([("deleted_at", ASCENDING)], name="uncleaned", partialFilterExpression={"uncleaned": True}),
     ],
+    "chatbots": [
+        IndexModel([("tenant", ASCENDING), ("number", ASCENDING)], name="tenant_number", unique=True),
+        IndexModel(
+            [("tenant", ASCENDING), ("slug", ASCENDING)],
+            name="tenant_slug",
+            unique=True,
+            partialFilterExpression={"slug": {"$exists": True}},
+        ),
+        IndexModel([("check_at", ASCENDING)], name="uncleaned", partialFilterExpression={"uncleaned": True}),
+    ],
     "dead_letters": [
         IndexModel([("died_at", DESCENDING), ("_id", DESCENDING)], name="newest"),
         IndexModel([("died_at", ASCENDING)], name="expiry", expireAfterSeconds=DEAD_LETTERS_KEPT_S),
         IndexModel([("run_id", ASCENDING)], name="run"),
+        IndexModel([("conversation_id", ASCENDING)], name="conversation", sparse=True),
     ],
     "tenants": [
         IndexModel([("created_at", ASCENDING), ("_id", ASCENDING)], name="in_order"),

@@ -19,9 +19,11 @@ from services.conversation_store.paging import PAGE_MAX_BYTES
 from services.conversation_store.prompts import PastTurn
 from services.conversation_store.repository.accounts import Accounts
 from services.conversation_store.repository.beginnings import NOT_DELETED, Beginnings, past_fields, past_turn
+from services.conversation_store.repository.chatbots import Chatbots
 from services.conversation_store.repository.commits import TurnCommits
 from services.conversation_store.repository.database import Database, asking, connected, ensure_migrated, local
 from services.conversation_store.repository.dead_letters import KeptLetters
+from services.conversation_store.repository.erasing import Erasing
 from services.conversation_store.repository.sweeping import Sweeps
 from services.conversation_store.repository.waiting import Waiting
 from shared.contracts.resources import Conversation
@@ -30,12 +32,15 @@ from shared.contracts.store import CreateConversation, ListConversations, Submit
 SEARCHED_TURNS = 1_000
 SEARCHED_TITLES = 1_000
 
+_WITHOUT_INPUT: Document = {"input": 0, "instructions": 0}
+
 
 class Repository:
     """The store's data. Every read is bounded in time and raises ServiceError(unavailable) when it takes longer.
 
     turns: the writers of turns. accounts: tenants, their keys, and what they have used. waiting: the order of turns in
-    a conversation. dead_letters: what was set aside. sweeps: what was left undone.
+    a conversation. chatbots: whom conversations are with. erasing: what becomes of what is deleted.
+    dead_letters: what was set aside. sweeps: what was left undone.
     """
 
     def __init__(self, database: Database, turns: TurnCommits, beginnings: Beginnings, accounts: Accounts) -> None:
@@ -44,6 +49,8 @@ class Repository:
         self.accounts = accounts
         self.sweeps = Sweeps(database, turns.clock)
         self.waiting = Waiting(database)
+        self.chatbots = Chatbots(database)
+        self.erasing = Erasing(database)
         self.dead_letters = KeptLetters(database)
         self._database = database
         self._turns = database["turns"]
@@ -59,12 +66,6 @@ class Repository:
         with asking():
             document = await self._database["tenants"].find_one({"_id": tenant, **NOT_DELETED}, {"logins": 1})
         return None if document is None else frozenset(document["logins"])
-
-    async def has_chatbot(self, tenant: str, chatbot_id: str) -> bool:
-        """The tenant has such a chatbot."""
-        with asking():
-            found = await self._database["chatbots"].find_one({"_id": chatbot_id, "tenant": tenant}, {"_id": 1})
-        return found is not None
 
     # Conversations
 
@@ -85,14 +86,14 @@ class Repository:
     async def create_conversation(self, command: CreateConversation) -> Conversation | None:
         """Opens a conversation, or gives back the tenant's own that has this id. None if the id is taken."""
         document = new_conversation(command, present())
-        if await self.beginnings.create(document):
-            return conversation(document, None)
+        if (number := await self.beginnings.create(document)) is not None:
+            return conversation({**document, "number": number}, None)
         return await self.conversation(command.tenant, command.conversation_id)
 
     async def update_conversation(
         self, tenant: str, conversation_id: str, changes: Mapping[str, Any]
     ) -> Conversation | None:
-        """Sets title and metadata as `changes` says; None if the tenant has no such conversation."""
+        """Sets fields to their new values by name; None if the tenant has no such conversation."""
         with asking():
             updated = await self._conversations.find_one_and_update(
                 {"_id": conversation_id, "tenant": tenant, **NOT_DELETED},
@@ -117,30 +118,6 @@ class Repository:
                 query["_id"] = {"$in": await self._found(wanted.tenant, wanted.q)}
             newest = self._conversations.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
             return await self._with_active_runs(await newest.limit(limit).to_list(None))
-
-    async def delete_conversation(self, tenant: str, conversation_id: str) -> bool:
-        """Removes the texts of a conversation and leaves a tombstone. May be repeated.
-
-        Gives whether the tenant had it. The runs that are at work or wait in it are for the caller to cancel.
-        """
-        with asking():
-            tombstone = {"$set": {"deleted_at": present(), "uncleaned": True, "title": None, "metadata": "{}"}}
-            own = {"_id": conversation_id, "tenant": tenant, **NOT_DELETED}
-            had_it = (await self._conversations.update_one(own, tombstone)).matched_count == 1
-            # Also if it is deleted already, for whoever did that may have died halfway. With the revision: a finish
-            # that is decided at this moment is decided anew, and finds the turn erased.
-            turns = {"conversation_id": conversation_id, "tenant": tenant}
-            await self._turns.update_many(
-                {**turns, "erased": None},
-                {
-                    "$set": {"erased": True, "input": [], "output": None, "held": 0, "metadata": "{}"},
-                    "$unset": {"idempotency_key": "", "checkpoint": ""},
-                    "$inc": {"revision": 1},
-                },
-            )
-            runs = [turn["_id"] for turn in await self._turns.find(turns, {"_id": 1}).to_list(None)]
-            await self._database["dead_letters"].update_many({"run_id": {"$in": runs}}, {"$set": {"body": None}})
-        return had_it
 
     async def _with_active_runs(self, documents: Sequence[Document]) -> list[Conversation]:
         ids = [document["_id"] for document in documents]
@@ -191,9 +168,8 @@ class Repository:
             alternatives.append({"conversation_id": conversation_id, "active": True})
         with asking():
             # The input may be megabytes and is not asked for; what it was is in the request's hash.
-            return [
-                Turn(document) for document in await self._turns.find({"$or": alternatives}, {"input": 0}).to_list(None)
-            ]
+            rivals = await self._turns.find({"$or": alternatives}, _WITHOUT_INPUT).to_list(None)
+        return [Turn(document) for document in rivals]
 
     async def take_untold(self, patience: timedelta, but_of: Collection[str]) -> Turn | None:
         """The turn that ended first of those whose login is still untold of it, `patience` after it should have been.
@@ -211,7 +187,7 @@ class Repository:
             taken = await self._turns.find_one_and_update(
                 untold,
                 {"$set": {"next_check": now + patience}},
-                projection={"input": 0},
+                projection=_WITHOUT_INPUT,
                 sort=[("finished_at", ASCENDING)],
                 return_document=ReturnDocument.AFTER,
             )
@@ -242,7 +218,8 @@ class Repository:
         turns: list[Turn] = []
         size = 0
         with asking():
-            cursor = self._turns.find(query).sort("seq", ASCENDING if order == "asc" else DESCENDING).limit(limit)
+            found = self._turns.find(query, {"instructions": 0}).limit(limit)
+            cursor = found.sort("seq", ASCENDING if order == "asc" else DESCENDING)
             async for document in cursor:
                 turns.append(Turn(document))
                 size += turns[-1].text_bytes

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,21 +13,12 @@ from services.conversation_store.repository.database import Database, asking, lo
 from shared.contracts.resources import RunStatus
 
 
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """A conversation that is to be cleaned once more."""
-
-    tenant: str
-    conversation_id: str
-
-
 class Sweeps:
     """What a sweeper reads, and the marks it makes. Each raises ServiceError(unavailable) in time."""
 
     def __init__(self, database: Database, clock: DatabaseClock) -> None:
         self._database = database
         self._turns = local(database["turns"])
-        self._conversations = local(database["conversations"])
         self._clock = clock
 
     async def due(self, statuses: Collection[RunStatus], at_most: int) -> list[Turn]:
@@ -69,15 +59,3 @@ class Sweeps:
             if ids:
                 await self._turns.update_many({"_id": {"$in": ids}}, {"$unset": {"idempotency_key": ""}})
         return len(ids)
-
-    async def deleted(self, before: datetime, at_most: int) -> list[Deleted]:
-        """Conversations that were deleted before that time and cleaned only once."""
-        uncleaned: Document = {"uncleaned": True, "deleted_at": {"$lt": before}}
-        with asking():
-            found = await self._conversations.find(uncleaned, {"tenant": 1}).limit(at_most).to_list(None)
-        return [Deleted(document["tenant"], document["_id"]) for document in found]
-
-    async def cleaned(self, conversation_id: str) -> None:
-        """The deleted conversation needs no more cleaning."""
-        with asking():
-            await self._conversations.update_one({"_id": conversation_id}, {"$unset": {"uncleaned": ""}})

@@ -6,9 +6,7 @@ from pymongo import ASCENDING, DESCENDING
 
 from services.conversation_store.documents import Document
 from services.conversation_store.repository.database import Database, asking, local
-from shared.contracts.resources import ACTIVE
-
-_LIVE = ["waiting", *sorted(ACTIVE)]
+from shared.contracts.resources import LIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +83,13 @@ class Waiting:
             marked = await self._turns.update_one(active, [{"$set": {"followed": True, "revision": revision}}])
         return marked.matched_count == 1
 
-    async def live(
-        self, conversation_id: str, *, before_seq: int | None = None, tenant: str | None = None
-    ) -> list[str]:
-        """The runs of a conversation that have not ended, newest first.
-
-        Only those of turns before `before_seq`, and only if they are `tenant`'s, as far as these are given.
-        """
-        query: Document = {"conversation_id": conversation_id, "status": {"$in": _LIVE}}
-        if before_seq is not None:
-            query["seq"] = {"$lt": before_seq}
-        if tenant is not None:
-            query["tenant"] = tenant
+    async def live(self, conversation_id: str, *, before_seq: int) -> list[str]:
+        """The runs of a conversation's turns before `before_seq` that have not ended, newest first."""
+        query: Document = {
+            "conversation_id": conversation_id,
+            "status": {"$in": sorted(LIVE)},
+            "seq": {"$lt": before_seq},
+        }
         with asking():
             found = await self._turns.find(query, {"_id": 1}).sort("seq", DESCENDING).to_list(None)
         return [str(document["_id"]) for document in found]

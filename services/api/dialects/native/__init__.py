@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from services.api.dialects import Answer, Endpoint, Events, sse
-from services.api.dialects.native import accounts, conversations, runs
+from services.api.dialects.native import accounts, chatbots, conversations, runs
 from services.api.dialects.native.events import NativeEvents
 from services.api.dialects.native.resources import PREFIX, answer
 from shared.contracts.problems import ErrorCode, Problem
@@ -40,7 +40,12 @@ class Native:
     """The dialect itself."""
 
     prefix: str = PREFIX
-    endpoints: Sequence[Endpoint] = (*conversations.ENDPOINTS, *runs.ENDPOINTS, *accounts.ENDPOINTS)
+    endpoints: Sequence[Endpoint] = (
+        *chatbots.ENDPOINTS,
+        *conversations.ENDPOINTS,
+        *runs.ENDPOINTS,
+        *accounts.ENDPOINTS,
+    )
     stream_headers: Mapping[str, str] = sse.HEADERS
 
     def problem(self, problem: Problem, request_id: str) -> Answer:

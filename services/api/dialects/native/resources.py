@@ -2,9 +2,12 @@
 
 import re
 
+from pydantic import TypeAdapter, ValidationError
+
 from services.api.dialects import Answer, Incoming
 from services.api.dialects.bodies import Query
 from shared.contracts.base import Contract
+from shared.contracts.chatbots import ChatbotReference
 from shared.contracts.problems import refused
 from shared.contracts.store import PAGE_LIMIT_DEFAULT
 
@@ -12,6 +15,8 @@ PREFIX = "/chat/v1"
 
 CURSOR_MAX_CHARACTERS = 200
 
+_FOREIGN: dict[str, bool | dict[str, dict[str, bool]]] = {"foreign": True, "data": {"__all__": {"foreign": True}}}
+_REFERENCE: TypeAdapter[str] = TypeAdapter(ChatbotReference)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -32,8 +37,12 @@ def ok(reply: Contract) -> Answer:
 
 
 def answer(status: int, reply: Contract, headers: dict[str, str] | None = None) -> Answer:
-    """The reply as JSON."""
-    return Answer(status, reply.to_json(), {"Content-Type": "application/json", **(headers or {})})
+    """The reply as JSON, without what other dialects keep in its resources."""
+    return Answer(
+        status,
+        reply.model_dump_json(exclude=_FOREIGN).encode(),
+        {"Content-Type": "application/json", **(headers or {})},
+    )
 
 
 def path_id(call: Incoming, what: str) -> str:
@@ -42,6 +51,15 @@ def path_id(call: Incoming, what: str) -> str:
     if not _UUID.fullmatch(text):
         raise refused("not_found", f"There is no such {what}.")
     return text
+
+
+def path_chatbot(call: Incoming) -> str:
+    """The id, number or slug in the path. What is none of them cannot name any chatbot."""
+    text = call.path["id"]
+    try:
+        return _REFERENCE.validate_python(text.lower() if _UUID.fullmatch(text.lower()) else text)
+    except ValidationError:
+        raise refused("not_found", "There is no such chatbot.") from None
 
 
 def page_cursor(query: PageQuery) -> str | None:

@@ -1,0 +1,132 @@
+"""Keeps chatbots."""
+
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from pymongo import ASCENDING, ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from services.conversation_store.documents import (
+    ChatbotSettings,
+    Document,
+    chatbot,
+    chatbot_changes,
+    chatbot_settings,
+    deleted_chatbot,
+    new_chatbot,
+    present,
+)
+from services.conversation_store.repository.beginnings import NOT_DELETED, SETTINGS
+from services.conversation_store.repository.counters import allot
+from services.conversation_store.repository.database import Database, asking
+from shared.contracts.chatbots import SLUG_MAX_CHARACTERS, Chatbot, CreateChatbot, looks_like_another_reference, slug_of
+from shared.contracts.problems import refused
+
+_NAMELESS = "chatbot"
+"""What the slug begins with of a chatbot whose name has no word in it, or is only a number."""
+
+
+class Chatbots:
+    """The collection `chatbots`. Each raises ServiceError(unavailable) if the database does not answer in time.
+
+    A deleted chatbot leaves a tombstone, which nothing here finds.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._chatbots = database["chatbots"]
+
+    async def create(self, command: CreateChatbot) -> Chatbot | None:
+        """Makes a chatbot, or gives back the tenant's own that has this id; None if the id is taken.
+
+        Raises ServiceError(slug_taken) for a slug that the command asks for.
+        """
+        with asking():
+            number = await allot(self._database, "chatbots", command.tenant)
+            for slug in [command.slug] if command.slug is not None else _slugs(command.name, number):
+                document = new_chatbot(command, number=number, slug=slug, now=present())
+                try:
+                    await self._chatbots.insert_one(document)
+                except DuplicateKeyError as error:
+                    if not _is_about_the_slug(error):
+                        break
+                else:
+                    return chatbot(document)
+            else:
+                raise _slug_taken()
+        return await self.get(command.tenant, command.chatbot_id)
+
+    async def get(self, tenant: str, reference: str) -> Chatbot | None:
+        """The tenant's chatbot with that id, number or slug."""
+        with asking():
+            document = await self._chatbots.find_one(_own(tenant, reference))
+        return None if document is None else chatbot(document)
+
+    async def settings(self, tenant: str, chatbot_id: str) -> ChatbotSettings | None:
+        """What the tenant's chatbot gives to its turns."""
+        with asking():
+            document = await self._chatbots.find_one(_own(tenant, chatbot_id), SETTINGS)
+        return None if document is None else chatbot_settings(document)
+
+    async def page(self, tenant: str, after: int, limit: int) -> list[Chatbot]:
+        """Chatbots whose numbers are greater than `after`, in their order."""
+        query: Document = {"tenant": tenant, "number": {"$gt": after}, **NOT_DELETED}
+        with asking():
+            found = self._chatbots.find(query).sort("number", ASCENDING).limit(limit)
+            return [chatbot(document) for document in await found.to_list(None)]
+
+    async def update(self, tenant: str, reference: str, changes: Mapping[str, Any]) -> Chatbot | None:
+        """Sets fields to their new values by name; None if the tenant has no such chatbot.
+
+        Raises ServiceError(slug_taken).
+        """
+        with asking():
+            try:
+                updated = await self._chatbots.find_one_and_update(
+                    _own(tenant, reference),
+                    {"$set": chatbot_changes(changes, present())},
+                    return_document=ReturnDocument.AFTER,
+                )
+            except DuplicateKeyError:
+                raise _slug_taken() from None
+        document = cast(Document | None, updated)  # Motor's types leave out that there may be none
+        return None if document is None else chatbot(document)
+
+    async def delete(self, tenant: str, reference: str) -> str | None:
+        """Removes a chatbot's texts and leaves a tombstone, for `Erasing`; gives its id.
+
+        None if the tenant had no such chatbot.
+        """
+        to_set, to_remove = deleted_chatbot(present())
+        update = {"$set": to_set, "$unset": dict.fromkeys(to_remove, "")}
+        with asking():
+            found = await self._chatbots.find_one_and_update(_own(tenant, reference), update, {"_id": 1})
+        document = cast(Document | None, found)  # Motor's types leave out that there may be none
+        return None if document is None else str(document["_id"])
+
+
+def _own(tenant: str, reference: str) -> Document:
+    own: Document = {"tenant": tenant, **NOT_DELETED}
+    if not looks_like_another_reference(reference):
+        return own | {"slug": reference}
+    return own | ({"number": int(reference)} if reference.isdecimal() else {"_id": reference})
+
+
+def _slugs(name: str, number: int) -> Iterator[str]:
+    """What to call a chatbot of that name, the best first; the last has never been refused yet."""
+    slug = slug_of(name)
+    if not slug or looks_like_another_reference(slug):
+        slug = f"{_NAMELESS}-{slug}".rstrip("-")
+    yield slug
+    for suffix in (str(number), secrets.token_hex(4)):
+        # Through `slug_of` again: the cut may have come after a hyphen.
+        yield f"{slug_of(slug[: SLUG_MAX_CHARACTERS - 1 - len(suffix)])}-{suffix}"
+
+
+def _is_about_the_slug(error: DuplicateKeyError) -> bool:
+    return "slug" in ((error.details or {}).get("keyPattern") or {})
+
+
+def _slug_taken() -> Exception:
+    return refused("slug_taken", "another chatbot has this slug")
