@@ -1,6 +1,6 @@
 """Prints the part of requirements.lock that the named dependency groups need, pins and hashes unchanged.
 
-    python3 infra/lock.py runtime dev | uv pip install --require-hashes -r -
+    python3 infra/lock.py runtime dev | uv pip install --no-deps --require-hashes -r -
 
 `runtime` is the project's own dependencies; the other names are the groups of pyproject.toml. The lock's `# via`
 comments say who needs what, so no index is asked and every hash stays the locked one. Standard library only: it runs
@@ -17,7 +17,10 @@ _ENTRY = re.compile(r"^([a-z0-9._-]+)==.*?(?=^[a-z0-9]|\Z)", re.MULTILINE | re.D
 
 def subset(lock: str, groups: list[str]) -> str:
     """The entries of `lock` that `groups` need, in its order. Raises ValueError for a group that nothing refers to."""
-    entries = {match[1]: match[0] for match in _ENTRY.finditer(lock)}
+    entries: dict[str, str] = {}
+    for match in _ENTRY.finditer(lock):
+        # A package may be locked in one version for each range of Python's.
+        entries[match[1]] = entries.get(match[1], "") + match[0]
     needed_by = {
         name: set(re.findall(r"^    #(?: via)? +(\S.*)$", text, re.MULTILINE)) for name, text in entries.items()
     }

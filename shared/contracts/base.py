@@ -18,6 +18,8 @@ METADATA_MAX_DEPTH = 8
 METADATA_MAX_CHARACTERS = 16_384
 TEXT_MAX_CHARACTERS = 100_000
 TENANT_MAX_CHARACTERS = 100
+DOCUMENT_MAX_CHARACTERS = 2_000_000
+"""About a thousand pages."""
 
 
 class Contract(BaseModel):
@@ -125,6 +127,7 @@ Key = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,200}$")]
 """An AMQP routing key: of a subscriber or of a worker. In ASCII, for AMQP counts its 255 in bytes."""
 
 Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_CHARACTERS), AfterValidator(_not_blank)]
+Document = Annotated[str, StringConstraints(max_length=DOCUMENT_MAX_CHARACTERS), AfterValidator(_not_blank)]
 Title = Annotated[str, StringConstraints(max_length=200)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
