@@ -9,16 +9,20 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
 from services.inference_worker.checkpoints import Checkpoints
+from services.inference_worker.embedding import Embedding
 from services.inference_worker.generation import Generation
 from services.inference_worker.models import ServersFile, open_models
 from services.inference_worker.outbound import Outbound
 from services.inference_worker.reading import Limits
 from shared.broker import open_broker
 from shared.contracts.jobs import GenerateReply
+from shared.contracts.routes import INFERENCE_REQUESTS
 from shared.settings import Settings
 from shared.telemetry import serving_health
 
 log = structlog.get_logger(__name__)
+
+EMBEDS_AT_ONCE = 16
 
 
 class WorkerSettings(Settings):
@@ -64,6 +68,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
         limits = Limits(settings.first_token_s, settings.between_tokens_s)
         generation = Generation(broker, models, outbound, limits, slots=settings.worker_slots)
         checkpoints = Checkpoints(broker, generation)
+        embedding = Embedding(models)
 
         async def ready() -> list[str]:
             return broker.problems()
@@ -77,6 +82,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             checkpoints.running(),
             broker.controlled(generation.control),
             generation.draining(settings.drain_s),
+            broker.serving(embedding.handlers(), queue=INFERENCE_REQUESTS, prefetch=EMBEDS_AT_ONCE),
             broker.working(GenerateReply, generation.take, prefetch=settings.worker_slots, on_lost=checkpoints.hurry),
         ):
             log.info("worker started", worker=broker.process, slots=settings.worker_slots)

@@ -1,6 +1,6 @@
 """Which model server answers for a model, and whether it can go on with an answer that was begun elsewhere."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,8 @@ from services.inference_worker.providers.openai import open_openai
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.store import Continuation
 from shared.models_file import ANY_OTHER, ModelsFile
+
+_NO_SERVER = "No model server is configured for this model."
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,11 @@ class _NoServer:
     """A `Provider` for models that nobody answers for."""
 
     async def stream(self, job: GenerateReply, prefill: Prefill | None = None) -> AsyncGenerator[Piece, None]:
-        raise ProviderRefused("No model server is configured for this model.")
+        raise ProviderRefused(_NO_SERVER)
         yield  # type: ignore[unreachable]  # what makes it a generator
+
+    async def embed(self, model: str, texts: Sequence[str]) -> list[bytes]:
+        raise ProviderRefused(_NO_SERVER)
 
 
 @asynccontextmanager

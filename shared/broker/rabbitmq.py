@@ -204,11 +204,13 @@ class Broker:
         return self._taking.since if self._taking.was_lost else -math.inf
 
     @asynccontextmanager
-    async def serving(self, handlers: Handlers, *, prefetch: int = 200) -> AsyncIterator[None]:
-        """Answers the store's requests, at most `prefetch` at once. On leaving, takes no more and ends what it has."""
+    async def serving(
+        self, handlers: Handlers, *, queue: str = STORE_REQUESTS, prefetch: int = 200
+    ) -> AsyncIterator[None]:
+        """Answers a queue's requests, at most `prefetch` at once. On leaving, takes no more and ends what it has."""
 
         async def declared(channel: AbstractChannel) -> AbstractQueue:
-            return await channel.get_queue(STORE_REQUESTS, ensure=False)
+            return await channel.get_queue(queue, ensure=False)
 
         async with asyncio.TaskGroup() as tasks:
             server = Server(self._publisher, handlers, tasks)

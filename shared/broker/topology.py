@@ -13,7 +13,7 @@ import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
 from aio_pika.exceptions import DeliveryError
 
-from shared.contracts.routes import JOBS, STORE_INTAKE, STORE_REQUESTS, STORE_RESULTS, Service
+from shared.contracts.routes import INFERENCE_REQUESTS, JOBS, STORE_INTAKE, STORE_REQUESTS, STORE_RESULTS, Service
 
 REQUESTS_EXCHANGE: Final = "chat.requests"
 EVENTS_EXCHANGE: Final = "chat.events"
@@ -29,6 +29,7 @@ EXCHANGES: Final[dict[str, str]] = {
     "chat.intake": "direct",
     OUTCOMES_EXCHANGE: "topic",
     "chat.jobs": "direct",
+    "chat.work": "direct",
     "chat.results": "direct",
     EVENTS_EXCHANGE: "direct",
     CONTROL_EXCHANGE: "direct",
@@ -57,7 +58,7 @@ class Queue:
 
 
 def durable_queues(clustered: bool) -> dict[str, Queue]:
-    """All durable queues by name. The request queue needs no replicas on one node, where classic is faster."""
+    """All durable queues by name. A request queue needs no replicas on one node, where classic is faster."""
     requests = _QUORUM if clustered else {"x-queue-type": "classic"}
     return {
         queue.name: queue
@@ -65,6 +66,7 @@ def durable_queues(clustered: bool) -> dict[str, Queue]:
             Queue(STORE_REQUESTS, REQUESTS_EXCHANGE, requests),
             Queue(STORE_INTAKE, "chat.intake", _DEAD_LETTERED),
             Queue(JOBS, "chat.jobs", _DEAD_LETTERED),
+            Queue(INFERENCE_REQUESTS, "chat.work", requests),
             Queue(STORE_RESULTS, "chat.results", _DEAD_LETTERED),
             Queue(DEAD_LETTERS, DEAD_EXCHANGE, _QUORUM),
         )
@@ -94,13 +96,14 @@ PARTS: Final[dict[Service, Part]] = {
         (
             REQUESTS_EXCHANGE,
             "chat.jobs",
+            "chat.work",
             "chat.results",
             EVENTS_EXCHANGE,
             CONTROL_EXCHANGE,
             REPLIES_EXCHANGE,
             DEAD_EXCHANGE,
         ),
-        (JOBS,),
+        (JOBS, INFERENCE_REQUESTS),
     ),
     # It finds what the store has declared: who only asks needs no right to declare, which is one to delete, too.
     "cli": Part((), (), is_watched=False),

@@ -28,6 +28,7 @@ from shared.contracts.jobs import (
     RunFinished,
     TurnRejected,
 )
+from shared.contracts.sources import Embed
 from shared.contracts.store import (
     CancelTurn,
     CheckKey,
@@ -55,6 +56,7 @@ STORE_REQUESTS = "conversation-store.requests"
 STORE_INTAKE = "conversation-store.intake"
 STORE_RESULTS = "conversation-store.results"
 JOBS = "inference.jobs"
+INFERENCE_REQUESTS = "inference.requests"
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ ROUTES: tuple[Route, ...] = (
         ReplayDeadLetter,
         Erase,
     ),
+    Route(Embed, "rpc", "chat.work", INFERENCE_REQUESTS, "inference_worker"),
     Route(SubmitTurn, "work", "chat.intake", STORE_INTAKE, "conversation_store"),
     Route(GenerateReply, "work", "chat.jobs", JOBS, "inference_worker"),
     Route(FinishRun, "work", "chat.results", STORE_RESULTS, "conversation_store"),

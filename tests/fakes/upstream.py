@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from aiohttp import web
 
+from tests.fakes import embeddings
 from tests.fakes.script import Script, token
 
 Outcome = Literal["open", "answered", "refused", "cut", "client_left", "server_stopped"]
@@ -89,6 +90,8 @@ class FakeUpstream:
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.received: list[Received] = []
+        self.embedded: list[dict[str, Any]] = []
+        """The body of every request for embeddings."""
         self._by_tag: defaultdict[str, list[Received]] = defaultdict(list)
         self._host, self._port = host, port
         self._gates: dict[str, Gate] = {}
@@ -99,6 +102,7 @@ class FakeUpstream:
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/v1/chat/completions", self._chat_completions)
+        app.router.add_post("/v1/embeddings", self._embeddings)
         app.router.add_get("/v1/models", _models)
         # Cancellation is how a handler learns at once that its client has gone.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
@@ -160,6 +164,12 @@ class FakeUpstream:
     async def _note(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+    async def _embeddings(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.embedded.append(body)
+        await self._note()
+        return embeddings.answer(body["model"], body["input"])
 
     async def _chat_completions(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -1,6 +1,6 @@
 """What the worker asks of a model server, and the few ways in which one fails."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -45,6 +45,10 @@ class Provider(Protocol):
         Knows no time limit: whoever reads sets them, by cancelling. The connection is given back or closed when the
         generator ends or is closed, so close it (`contextlib.aclosing`). Raises ProviderError and nothing else.
         """
+        ...
+
+    async def embed(self, model: str, texts: Sequence[str]) -> list[bytes]:
+        """The vectors of these texts, as `Embeddings` has them; knows no time limit. Raises ProviderError."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's chat completions, with the openai package's requests.
+"""Any server that speaks OpenAI's chat completions or embeddings, with the openai package's requests.
 
 The package makes each request once, as a form: the address, the headers, the login. Into that form every run's body is
 filled, and its answer is parsed here as it comes: the package's own way, which builds and checks objects all along,
@@ -6,8 +6,10 @@ costs as much per request as all the rest of a run in the worker, and several ti
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import sys
+from array import array
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +37,7 @@ RETRY_AFTER_S = 0.2
 """A request that failed on its way, or in the server, is made once more after this."""
 DETAIL_MAX_CHARACTERS = 300
 REFUSAL_MAX_BYTES = 64 * 1024
+EMBEDDINGS_MAX_BYTES = 64 * 1024 * 1024
 
 _FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
 _DONE = b"[DONE]"
@@ -60,16 +63,14 @@ class _Recorder(httpx2.AsyncBaseTransport):
         return httpx2.Response(200, json={})
 
 
-async def _form(base_url: str | None, api_key: str | None) -> _Form:
-    """What the package sends to the chat completions of this server."""
+async def _form(base_url: str | None, api_key: str | None, path: str) -> _Form:
+    """What the package sends to that path of this server."""
     recorder = _Recorder()
     async with (
         httpx2.AsyncClient(transport=recorder, trust_env=False) as http_client,
         AsyncOpenAI(base_url=base_url, api_key=api_key or "none", timeout=None, http_client=http_client) as client,
     ):
-        await client.post(
-            "/chat/completions", cast_to=httpx2.Response, body={}, stream=True, stream_cls=AsyncStream[object]
-        )
+        await client.post(path, cast_to=httpx2.Response, body={}, stream=True, stream_cls=AsyncStream[object])
     request = recorder.request
     # What speaks of the body, and of how the connection is used, is the transport's to say.
     left_out = {"accept-encoding", "connection", "content-length", "host"}
@@ -82,27 +83,29 @@ async def open_openai(base_url: str | None, api_key: str | None) -> AsyncIterato
 
     base_url: None means OpenAI's own. api_key: None for a server that wants none.
     """
-    form = await _form(base_url, api_key)
+    chat = await _form(base_url, api_key, "/chat/completions")
+    embeddings = await _form(base_url, api_key, "/embeddings")
     async with open_transport(CONNECT_S, KEEP_ALIVE_S) as transport:
-        yield OpenAIProvider(transport, form, api_key)
+        yield OpenAIProvider(transport, chat, embeddings, api_key)
 
 
 class OpenAIProvider:
     """A `Provider`."""
 
-    def __init__(self, transport: Transport, form: _Form, secret: str | None) -> None:
+    def __init__(self, transport: Transport, chat: _Form, embeddings: _Form, secret: str | None) -> None:
         """`secret` is struck out of what the server says."""
         self._transport = transport
-        self._form = form
+        self._chat = chat
+        self._embeddings = embeddings
         self._secret = secret
         self._takes_stream_options = True
 
     async def stream(self, job: GenerateReply, prefill: Prefill | None = None) -> AsyncGenerator[Piece, None]:
         """See `Provider`."""
         parser, chunks = EventParser(), _Chunks()
-        try:
+        with self._translated():
             async with AsyncExitStack() as stack:
-                content = (await self._opened(_body(job, prefill), stack)).content
+                content = (await self._opened(_body(job, prefill), stack, form=self._chat, streams=True)).content
                 while read := await content.readany():
                     if piece := chunks.read(parser.feed(read)):
                         yield piece
@@ -114,6 +117,23 @@ class OpenAIProvider:
                     yield piece
                 if chunks.error is not None:
                     raise chunks.error
+
+    async def embed(self, model: str, texts: Sequence[str]) -> list[bytes]:
+        """See `Provider`."""
+        # Not all servers know the shorter form, base64.
+        body = {"model": model, "input": list(texts), "encoding_format": "float"}
+        with self._translated():
+            async with AsyncExitStack() as stack:
+                response = await self._opened(body, stack, form=self._embeddings, streams=False)
+                answer = orjson.loads(await _read(response, EMBEDDINGS_MAX_BYTES))
+            found = {item["index"]: item["embedding"] for item in answer["data"]}
+            return _vectors([array("f", found[index]) for index in range(len(texts))])
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raises ProviderError for whatever goes wrong inside."""
+        try:
+            yield
         except ProviderError:
             raise
         except (TransportError, OSError) as error:
@@ -122,13 +142,13 @@ class OpenAIProvider:
             # Not all of the transport's errors are translated on the way here.
             raise ProviderFailed("The model server's answer could not be read.") from error
 
-    async def _opened(self, body: dict[str, Any], stack: AsyncExitStack) -> Response:
+    async def _opened(self, body: dict[str, Any], stack: AsyncExitStack, *, form: _Form, streams: bool) -> Response:
         """The response, whose body is still to come, to be released by `stack`."""
         retried = False
         while True:
-            with_options = self._takes_stream_options
+            with_options = streams and self._takes_stream_options
             try:
-                response = await self._request(body, with_options)
+                response = await self._request(form, body, with_options)
             except (TransportError, OSError):
                 if retried:
                     raise
@@ -146,10 +166,10 @@ class OpenAIProvider:
             retried = True
             await asyncio.sleep(RETRY_AFTER_S)
 
-    async def _request(self, body: dict[str, Any], with_options: bool) -> Response:
+    async def _request(self, form: _Form, body: dict[str, Any], with_options: bool) -> Response:
         if with_options:
             body = body | {"stream_options": {"include_usage": True}}
-        return await self._transport.post(self._form.url, self._form.headers, orjson.dumps(body))
+        return await self._transport.post(form.url, form.headers, orjson.dumps(body))
 
     def _refusal(self, status: int, said: "_Said") -> ProviderError:
         if status in _OVERLOADED and said.code != "insufficient_quota":
@@ -174,11 +194,26 @@ class _Said:
     message: str = ""
 
 
-async def _said(response: Response) -> _Said:
+def _vectors(vectors: "Sequence[array[float]]") -> list[bytes]:
+    """As `Embeddings` has them. Raises ProviderFailed for what nothing can be compared with."""
+    if len({len(vector) for vector in vectors}) != 1 or not all(any(vector) for vector in vectors):
+        raise ProviderFailed("The model server gave no proper vectors.")
+    if sys.byteorder != "little":
+        for vector in vectors:
+            vector.byteswap()
+    return [vector.tobytes() for vector in vectors]
+
+
+async def _read(response: Response, at_most: int) -> bytes:
+    """The body, cut if it is longer."""
     try:
-        body = await response.content.readexactly(REFUSAL_MAX_BYTES)
+        return await response.content.readexactly(at_most)
     except asyncio.IncompleteReadError as whole:
-        body = whole.partial
+        return whole.partial
+
+
+async def _said(response: Response) -> _Said:
+    body = await _read(response, REFUSAL_MAX_BYTES)
     text = body.decode(errors="replace")
     try:
         document = orjson.loads(body)
