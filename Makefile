@@ -10,7 +10,9 @@ UP_STEPS := 7
 # All tests are shared by several processes; chosen ones run in one, so that what they print is seen as it comes.
 CHOSEN = $(or $(ARGS),-n auto)
 
-.PHONY: help up down status logs parley demo test check chaos compose-up compose-down
+SPEED := 1
+
+.PHONY: help up down status logs parley demo test check retrieval chaos compose-up compose-down
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +53,10 @@ check: ## what CI runs: lint, format, types, import contracts, tests
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	$(PYTHON) -m pytest $(CHOSEN)
+
+retrieval: ## how well and how fast passages are found, with a small sentence model (SPEED= leaves out the time)
+	@infra/local/bootstrap.sh retrieval
+	$(PYTHON) -m pytest -s tests/retrieval -m "$(if $(SPEED),measured or not measured,not measured)"
 
 chaos: ## the fault suite, with figures (SEED=1 repeats its draws, ARGS="-k workers" chooses)
 	@PARLEY_TEST_BACKEND=local infra/local/bootstrap.sh test

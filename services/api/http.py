@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 STORE_TIMEOUT_S = 4.5
 """For all that a request asks the store; a client has its 503 within 5 s."""
 BODY_TIMEOUT_S = 10.0
+LONG_BODY_TIMEOUT_S = 30.0
+"""For a body where it may be longer than others."""
 LAST_WORDS_S = 1.0
 """For telling those who cannot be answered any more that this replica stops."""
 SETTLE_S = 5.0
@@ -55,7 +57,7 @@ class Api:
         self._idle.set()
         self._leaving = False
         self._runs = Runs(broker, streams)
-        self.app = web.Application(middlewares=[self._answered], client_max_size=body_max_bytes)
+        self.app = web.Application(middlewares=[self._answered])
         self.app.add_routes(health_routes(ready))
         for dialect in dialects:
             for endpoint in dialect.endpoints:
@@ -124,8 +126,6 @@ class Api:
                 detail="The service cannot answer now. Try again; send a message again with an Idempotency-Key.",
                 retry_after_s=1,
             )
-        except web.HTTPRequestEntityTooLarge:
-            problem = Problem(code="too_large", detail=f"A body may have {self._body_max_bytes} bytes at most.")
         except web.RequestPayloadError:
             problem = Problem(code="invalid_json", detail="The body could not be read.")
         except web.HTTPMethodNotAllowed as error:
@@ -163,7 +163,7 @@ class Api:
             demand(endpoint.scope, call.grant)
             self._limits.admit(call.grant)
             spent = self._clock() - asked_at
-            body = await self._read(request) if endpoint.has_body else b""
+            body = await self._read(request, endpoint) if endpoint.has_body else b""
             call.deadline = self._clock() + STORE_TIMEOUT_S - spent
             incoming = Incoming(
                 tenant=call.grant.tenant,
@@ -184,11 +184,24 @@ class Api:
 
         return handle
 
-    async def _read(self, request: web.Request) -> bytes:
-        if (request.content_length or 0) > self._body_max_bytes:
-            raise web.HTTPRequestEntityTooLarge(self._body_max_bytes)
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                return await request.read()
-        except TimeoutError:
-            raise refused("invalid_json", f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
+    async def _read(self, request: web.Request, endpoint: Endpoint) -> bytes:
+        if endpoint.body_max_bytes > self._body_max_bytes:
+            return await _body(request, endpoint.body_max_bytes, LONG_BODY_TIMEOUT_S)
+        return await _body(request, self._body_max_bytes, BODY_TIMEOUT_S)
+
+
+async def _body(request: web.Request, max_bytes: int, timeout: float) -> bytes:
+    """The body. Raises ServiceError: too_large as soon as that is known, invalid_json if it does not arrive in time."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(timeout):
+            if (request.content_length or 0) <= max_bytes:
+                async for read in request.content.iter_any():
+                    body += read
+                    if len(body) > max_bytes:
+                        break
+                else:
+                    return bytes(body)
+    except TimeoutError:
+        raise refused("invalid_json", f"The body did not arrive within {timeout:g} s.") from None
+    raise refused("too_large", f"A body may have {max_bytes} bytes at most.")

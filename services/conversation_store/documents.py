@@ -11,7 +11,7 @@ import orjson
 from services.conversation_store.turns import PUBLISH_CHECK, TurnState
 from shared.contracts.chatbots import Chatbot, CreateChatbot
 from shared.contracts.problems import RunError
-from shared.contracts.resources import ACTIVE, Conversation, ConversationMessage, Receipt, Run, Usage
+from shared.contracts.resources import ACTIVE, Citation, Conversation, ConversationMessage, Receipt, Run, Usage
 from shared.contracts.store import CreateConversation, SubmitTurn
 
 Document = dict[str, Any]
@@ -46,6 +46,7 @@ SHORT_FIELDS = (
     "dead_lettered",
     "adopted",
     "chatbot_id",
+    "knowledge",
     "model",
     "metadata",
     "request_hash",
@@ -200,8 +201,8 @@ class Turn:
             erased=self.is_erased,
         )
 
-    def run(self) -> Run:
-        """The run that clients see; without output if that was left out."""
+    def run(self, citations: tuple[Citation, ...] = ()) -> Run:
+        """The run that clients see; without output if that was left out. The citations are not the turn's to know."""
         document = self.document
         usage, error, receipt = document.get("usage"), document.get("error"), document.get("receipt")
         return Run(
@@ -215,14 +216,15 @@ class Turn:
             usage=Usage(**usage) if usage else None,
             error=RunError(**error) if error else None,
             receipt=_receipt(receipt) if receipt else None,
+            citations=citations,
             metadata=orjson.loads(document["metadata"]),
             created_at=document["created_at"],
             started_at=document.get("started_at"),
             finished_at=document.get("finished_at"),
         )
 
-    def messages(self) -> list[ConversationMessage]:
-        """The turn's messages: the input, then the answer, which is listed from the start."""
+    def messages(self, citations: tuple[Citation, ...] = ()) -> list[ConversationMessage]:
+        """The turn's messages: the input, then the answer, which is listed from the start, with its citations."""
         document = self.document
         said = [(message["role"], message["content"]) for message in document["input"]]
         answered_at = document.get("finished_at") or document.get("started_at") or document["created_at"]
@@ -234,6 +236,7 @@ class Turn:
                 content=content,
                 run_id=self.id,
                 status=document["status"],
+                citations=citations if n == len(said) else (),
                 created_at=time,
             )
             for n, ((role, content), time) in enumerate(
@@ -257,12 +260,16 @@ def request_hash(command: SubmitTurn) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ChatbotSettings:
-    """What a chatbot gives to its turns, as far as they do not ask for something else."""
+    """What a chatbot gives to its turns, as far as they do not ask for something else.
+
+    has_sources: there may be something that they can be answered from.
+    """
 
     id: str
     model: str | None
     temperature: float | None
     instructions: str | None
+    has_sources: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +280,7 @@ class Frozen:
     temperature: float | None = None
     instructions: str | None = None
     chatbot_id: str | None = None
+    has_sources: bool = False
 
 
 def freeze(command: SubmitTurn, chatbot: ChatbotSettings | None, default_model: str | None) -> Frozen | None:
@@ -283,7 +291,7 @@ def freeze(command: SubmitTurn, chatbot: ChatbotSettings | None, default_model: 
     if chatbot is None:
         return Frozen(model, command.temperature)
     temperature = chatbot.temperature if command.temperature is None else command.temperature
-    return Frozen(model, temperature, chatbot.instructions, chatbot.id)
+    return Frozen(model, temperature, chatbot.instructions, chatbot.id, chatbot.has_sources)
 
 
 def new_turn(
@@ -450,7 +458,7 @@ def erased_turn() -> list[Document]:
         "revision": {"$add": ["$revision", 1]},
         "job_left": {"$cond": [has_a_job, True, "$$REMOVE"]},
     }
-    return [{"$set": bare}, {"$unset": ["idempotency_key", "checkpoint", "instructions"]}]
+    return [{"$set": bare}, {"$unset": ["idempotency_key", "checkpoint", "instructions", "knowledge"]}]
 
 
 def _stored(values: Mapping[str, Any]) -> Document:
@@ -539,4 +547,10 @@ def chatbot(document: Mapping[str, Any]) -> Chatbot:
 
 def chatbot_settings(document: Mapping[str, Any]) -> ChatbotSettings:
     """What the chatbot of that document, or of its part, gives to its turns."""
-    return ChatbotSettings(document["_id"], document["model"], document["temperature"], document["instructions"])
+    return ChatbotSettings(
+        id=document["_id"],
+        model=document["model"],
+        temperature=document["temperature"],
+        instructions=document["instructions"],
+        has_sources=document.get("has_sources", False),
+    )

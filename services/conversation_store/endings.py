@@ -16,12 +16,14 @@ from services.conversation_store.documents import Turn
 from services.conversation_store.group_commit import GroupCommit
 from services.conversation_store.jobs import Jobs
 from services.conversation_store.repository import Applied, Repository
+from services.conversation_store.retrieval import Retrieval
 from services.conversation_store.turns import Cancel, Finish
 from shared.backoff import pauses
 from shared.broker import Broker, BrokerError, BrokerUnavailable, Delivery
 from shared.contracts.events import FRAME_MAX_BYTES, RunEnded
 from shared.contracts.jobs import CancelRun, FinishRun, RunFinished
 from shared.contracts.problems import ServiceError, refused
+from shared.contracts.resources import Run
 from shared.crashpoints import crashpoint
 
 log = structlog.get_logger(__name__)
@@ -60,12 +62,15 @@ class Endings:
         background: Background,
         announcements: Announcements,
         jobs: Jobs,
+        *,
+        retrieval: Retrieval,
     ) -> None:
         self._repository = repository
         self._broker = broker
         self._background = background
         self._announcements = announcements
         self._jobs = jobs
+        self._retrieval = retrieval
 
     def take(self, delivery: Delivery[FinishRun]) -> None:
         """A worker has handed in a result."""
@@ -181,13 +186,21 @@ class Endings:
 
     async def _announce(self, turn: Turn) -> None:
         """Says to the turn's subscribers that its run has ended. Frames may be lost: they know whom to ask."""
-        run = turn.run()
-        _ENDED.labels(run.status).inc()
+        _ENDED.labels(turn.state().status).inc()
         subscribers = turn.state().subscribers
         if subscribers:
+            run = await self._run(turn)
             without_output = run.model_copy(update={"output": None})
             event = RunEnded(run_id=run.id, attempt=run.attempt, length=turn.length, run=without_output)
             await self._announcements.start(_Announcement(subscribers, event.to_json()))
+
+    async def _run(self, turn: Turn) -> Run:
+        """The run with its citations; without, if they cannot be read now: who wants them finds them later."""
+        try:
+            return turn.run(await self._retrieval.citations(turn))
+        except ServiceError as error:
+            log.warning("end is told without citations", run_id=turn.id, cause=error.problem.detail)
+            return turn.run()
 
     async def _tell(self, turn: Turn, login: str) -> bool:
         """Whether that login was told, or never can be; if not, the turn goes on saying that it is owed."""
@@ -195,7 +208,7 @@ class Endings:
             if not turn.has_output_at_hand:
                 turn = await self._repository.turn(turn.id) or turn
             try:
-                await self._broker.outcome(login, RunFinished(run=turn.run()))
+                await self._broker.outcome(login, RunFinished(run=await self._run(turn)))
             except ValueError:
                 # Too long for a message, say. It would be no better the next time, and keep all others from theirs.
                 log.exception("outcome cannot be told", run_id=turn.id, login=login)

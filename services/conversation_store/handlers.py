@@ -1,7 +1,7 @@
 """Answers the store's requests, one function per message."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
@@ -12,10 +12,12 @@ from services.conversation_store.dead_letters import DeadLetters, contract
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
 from services.conversation_store.erasure import Erasures
+from services.conversation_store.knowledge import Knowledge
 from services.conversation_store.owners import Owners
 from services.conversation_store.paging import cursor, cut, position, time_and_id, time_cursor
 from services.conversation_store.refusals import found, invalid
 from services.conversation_store.repository import Applied, Repository
+from services.conversation_store.retrieval import Retrieval
 from services.conversation_store.shares import Shares
 from services.conversation_store.submission import Submissions
 from services.conversation_store.turns import SUSPECTS_TOGETHER, AttemptLimits, Claim, Watch, suspects_at_once
@@ -75,6 +77,7 @@ class Requests:
         endings: Endings,
         dead_letters: DeadLetters,
         *,
+        retrieval: Retrieval,
         erasures: Erasures,
         shares: Shares,
         limits: AttemptLimits,
@@ -86,6 +89,7 @@ class Requests:
         self._erasures = erasures
         self._dead_letters = dead_letters
         self._shares = shares
+        self._retrieval = retrieval
         self._limits = limits
         self._owners = Owners(broker)
 
@@ -157,7 +161,7 @@ class Requests:
         turns, rest_is_left = await self._repository.turns_from(
             conversation_id, start[0] if start else None, order, request.limit // 2 + 2
         )
-        rows = _rows(turns, order, start)
+        rows = _rows(turns, await self._retrieval.recall(turns), order, start)
         page, more = cut(rows, request.limit, lambda row: len(row[2].to_json()))
         if more:
             seq, n, _ = rows[len(page)]
@@ -175,7 +179,8 @@ class Requests:
 
     async def get_run(self, request: GetRun) -> Run:
         """One run with the text that the store knows."""
-        return found(await self._repository.turn(request.run_id, request.tenant), "run").run()
+        turn = found(await self._repository.turn(request.run_id, request.tenant), "run")
+        return turn.run(await self._retrieval.citations(turn))
 
     async def watch_run(self, request: WatchRun) -> RunWatched:
         """Adds a subscriber, and says where the run stands."""
@@ -186,14 +191,16 @@ class Requests:
             # Its text was not read with its state.
             turn = found(await self._repository.turn(request.run_id, request.tenant, decided=True), "run")
         state = turn.state()
-        return RunWatched(run=turn.run(), owner=state.owner, bases=state.bases, deadline=turn.deadline)
+        run = turn.run(await self._retrieval.citations(turn))
+        return RunWatched(run=run, owner=state.owner, bases=state.bases, deadline=turn.deadline)
 
     async def cancel_turn(self, request: CancelTurn) -> Run:
         """Stops a run, in whatever state it is."""
         cancelling = self._endings.cancel(request.run_id, tenant=request.tenant, patience=WRITE_PATIENCE_S)
         found(await cancelling, "run")
         # Read anew, for its text.
-        return found(await self._repository.turn(request.run_id, request.tenant, decided=True), "run").run()
+        turn = found(await self._repository.turn(request.run_id, request.tenant, decided=True), "run")
+        return turn.run(await self._retrieval.citations(turn))
 
     async def claim_run(self, request: ClaimRun) -> ClaimVerdict:
         """Gives the run to the worker, or says why not."""
@@ -276,8 +283,13 @@ async def _patiently(write: Awaitable[T]) -> T:
         raise refused("unavailable", "the database does not answer", retry_after_s=2) from None
 
 
-def _rows(turns: list[Turn], order: str, start: tuple[int, int] | None) -> list[tuple[int, int, ConversationMessage]]:
-    rows = [(turn.seq, n, message) for turn in turns for n, message in enumerate(turn.messages())]
+def _rows(
+    turns: list[Turn], recalled: Mapping[str, Knowledge], order: str, start: tuple[int, int] | None
+) -> list[tuple[int, int, ConversationMessage]]:
+    rows = []
+    for turn in turns:
+        citations = recalled[turn.id].citations() if turn.id in recalled else ()
+        rows += [(turn.seq, n, message) for n, message in enumerate(turn.messages(citations))]
     rows.sort(key=lambda row: row[:2], reverse=order == "desc")
     if start is None:
         return rows

@@ -11,8 +11,10 @@ from prometheus_client import Gauge
 
 from services.conversation_store.background import Background, running
 from services.conversation_store.documents import ChatbotSettings, Turn
+from services.conversation_store.knowledge import briefed
 from services.conversation_store.prompts import Budget, History, PastTurn
 from services.conversation_store.repository import DuplicateTurn, Repository
+from services.conversation_store.retrieval import Retrieval
 from services.conversation_store.shares import Shares
 from services.conversation_store.turns import Promote
 from shared.broker import Broker, BrokerError
@@ -57,6 +59,7 @@ class Jobs:
         broker: Broker,
         background: Background,
         shares: Shares,
+        retrieval: Retrieval,
         *,
         budget: Budget,
         at_most: int,
@@ -65,6 +68,7 @@ class Jobs:
         self._broker = broker
         self._background = background
         self._shares = shares
+        self._retrieval = retrieval
         self._budget = budget
         # How many turns are read at a time, and the characters of the longest that may be of use.
         self._page = max(2, budget.messages // 2 + 1), budget.characters
@@ -192,6 +196,8 @@ class Jobs:
         if turn.conversation_id is not None:
             history = (await self.past(turn.conversation_id, turn.seq)).history
         messages = tuple(InputMessage.model_construct(**message) for message in document["input"])
+        recalled = await self._retrieval.recall([turn])
+        instructions = briefed(document.get("instructions"), recalled.get(turn.id))
 
         def job(history: History) -> GenerateReply:
             return new_job(
@@ -200,7 +206,7 @@ class Jobs:
                 model=document["model"],
                 temperature=document["temperature"],
                 max_tokens=document["max_tokens"],
-                instructions=document.get("instructions"),
+                instructions=instructions,
                 history=history,
                 messages=messages,
                 deadline=turn.deadline,

@@ -15,11 +15,14 @@ from services.conversation_store.chatbots import Chatbots
 from services.conversation_store.dead_letters import DeadLetters
 from services.conversation_store.endings import Endings, announcing
 from services.conversation_store.erasure import Erasures
+from services.conversation_store.fetching import open_fetcher
 from services.conversation_store.handlers import Requests
+from services.conversation_store.ingestion import Ingestion
 from services.conversation_store.intake import Intake
 from services.conversation_store.jobs import Jobs
 from services.conversation_store.limits import Policies, TurnLimits
 from services.conversation_store.line import Line
+from services.conversation_store.parsing.parser import Parser
 from services.conversation_store.prompts import Budget
 from services.conversation_store.removal import Removals
 from services.conversation_store.repository import (
@@ -29,7 +32,9 @@ from services.conversation_store.repository import (
     migrate,
     open_repository,
 )
+from services.conversation_store.retrieval import Retrieval
 from services.conversation_store.shares import Shares
+from services.conversation_store.sources import Sources
 from services.conversation_store.submission import Submissions
 from services.conversation_store.sweeper import Pace, Sweeper
 from services.conversation_store.turns import AttemptLimits
@@ -84,6 +89,15 @@ class StoreSettings(DatabaseSettings):
         validate_default=False,
         description="the workers' TOML file; models that it does not name, if it names some and no `*`, are refused",
     )
+    embedding_model: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="a model of the workers' servers by whose vectors passages are found, besides by their words",
+    )
+    fetch_private_addresses: bool = Field(
+        default=False, description="sources may be fetched from this machine and its networks, too"
+    )
     default_tenant_logins: str = Field(
         default="", description="broker logins that may act for the tenant `default`, with commas between them"
     )
@@ -118,10 +132,12 @@ class StoreSettings(DatabaseSettings):
         )
 
     @model_validator(mode="after")
-    def _default_model_is_known(self) -> Self:
+    def _its_models_are_known(self) -> Self:
         known = self.models_file.known
-        if self.default_model is not None and known is not None and self.default_model not in known:
-            raise ValueError("PARLEY_DEFAULT_MODEL is none of those in PARLEY_MODELS_FILE")
+        for name in ("default_model", "embedding_model"):
+            model = getattr(self, name)
+            if model is not None and known is not None and model not in known:
+                raise ValueError(f"PARLEY_{name.upper()} is none of those in PARLEY_MODELS_FILE")
         return self
 
     @property
@@ -139,13 +155,15 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         # that is announced, and for both the database and the broker are still there.
         announcing(broker) as announcements,
         background(GRACE_S) as tasks,
+        open_fetcher(only_public=not settings.fetch_private_addresses) as fetcher,
     ):
         budget = Budget(settings.history_messages, settings.history_characters)
         shares = Shares()
-        jobs = Jobs(repository, broker, tasks, shares, budget=budget, at_most=settings.jobs_max)
+        retrieval = Retrieval(repository, broker, embedding_model=settings.embedding_model)
+        jobs = Jobs(repository, broker, tasks, shares, retrieval, budget=budget, at_most=settings.jobs_max)
         line = Line(repository, shares, jobs)
-        endings = Endings(repository, broker, tasks, announcements, jobs)
-        erasures = Erasures(repository, broker, tasks, endings)
+        endings = Endings(repository, broker, tasks, announcements, jobs, retrieval=retrieval)
+        erasures = Erasures(repository, broker, tasks, endings, belongings=(repository.sources.erase,))
         policies = Policies(repository, settings.default_limits)
         # So that a first message need not wait for this.
         await policies.of_tenant(DEFAULT_TENANT)
@@ -155,6 +173,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             tasks,
             jobs,
             endings,
+            retrieval,
             limits=limits,
             shares=shares,
             default_model=settings.default_model,
@@ -175,6 +194,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             submissions,
             endings,
             dead_letters,
+            retrieval=retrieval,
             erasures=erasures,
             shares=shares,
             limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
@@ -189,10 +209,17 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         )
         chatbots = Chatbots(repository, erasures, settings.models_file.known)
         sweeper = Sweeper(repository, broker, tasks, jobs, endings, erasures=erasures, pace=pace or Pace())
+        ingestion = Ingestion(repository, broker, Parser(), fetcher, embedding_model=settings.embedding_model)
+        sources = Sources(repository, on_added=ingestion.wake)
+        handlers = {
+            **requests.handlers(),
+            **accounts.handlers(),
+            **chatbots.handlers(),
+            **sources.handlers(),
+            **erasures.handlers(),
+        }
         async with (
-            broker.serving(
-                {**requests.handlers(), **accounts.handlers(), **chatbots.handlers(), **erasures.handlers()}
-            ),
+            broker.serving(handlers),
             broker.working(SubmitTurn, intake.take, prefetch=INTAKE_PREFETCH),
             broker.working(FinishRun, endings.take, prefetch=RESULTS_PREFETCH),
             broker.dead_letters(dead_letters.take, prefetch=DEAD_LETTERS_PREFETCH),
@@ -201,6 +228,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             endings.telling_again(),
             sweeper.sweeping(),
             removals.removing(),
+            ingestion.ingesting(),
             _health(settings, broker, repository),
         ):
             log.info("conversation store serves", process=broker.process)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 WORDS = 250
 """A passage has about so many words: one thought, and about what small embedding models read."""
@@ -13,7 +14,7 @@ CHARACTERS_MAX = 2_800
 HEADING_MAX_CHARACTERS = 200
 
 _BLOCK = re.compile(r"\S.*?(?=\n[ \t]*\n|\n(?=#{1,6} )|\Z)", re.DOTALL)
-_HEADING = re.compile(r"(#{1,6}) +(.+?)[ #]*(?:\n|\Z)")
+_HEADING = re.compile(r"(#{1,6}) ([^\n]*)")
 _SENTENCE = re.compile(r"\S.*?(?:[.!?…]['\"’”)\]]*(?=\s)|[。！？]|\n|\Z)", re.DOTALL)
 _WORD = re.compile(r"\S+")
 _OVERLAP_CHARACTERS_MAX = CHARACTERS_MAX // 4
@@ -49,24 +50,25 @@ def cut(text: str) -> list[Passage]:
 
 def _packed(units: Sequence[_Unit]) -> Iterator[tuple[int, int]]:
     """The first and the last unit of each passage."""
+    # Of so many words are the units before each one.
+    before = list(accumulate((unit.words for unit in units), initial=0))
     first = begun = 0
     while begun < len(units):
         last = begun
-        while last + 1 < len(units) and _belongs(units, first, begun, last + 1):
+        while last + 1 < len(units) and _belongs(units, before, first, begun, last + 1):
             last += 1
         yield first, last
         begun = last + 1
         first = _overlap(units, begun) if begun < len(units) else begun
 
 
-def _belongs(units: Sequence[_Unit], first: int, begun: int, candidate: int) -> bool:
+def _belongs(units: Sequence[_Unit], before: Sequence[int], first: int, begun: int, candidate: int) -> bool:
     unit = units[candidate]
-    words = sum(other.words for other in units[first:candidate])
-    if words + unit.words > WORDS or unit.end - units[first].start > CHARACTERS_MAX:
+    if before[candidate + 1] - before[first] > WORDS or unit.end - units[first].start > CHARACTERS_MAX:
         return False
     # A new section begins a new passage, unless there is too little of the old one to stand alone.
     is_new_section = unit.section != units[candidate - 1].section
-    return not is_new_section or sum(other.words for other in units[begun:candidate]) < OVERLAP_WORDS
+    return not is_new_section or before[candidate] - before[begun] < OVERLAP_WORDS
 
 
 def _overlap(units: Sequence[_Unit], begun: int) -> int:
@@ -88,7 +90,7 @@ def _units(text: str, headings: list[str]) -> Iterator[_Unit]:
     for block in _BLOCK.finditer(text):
         if heading := _HEADING.match(text, block.start(), block.end()):
             level = len(heading[1])
-            above = [*((deep, said) for deep, said in above if deep < level), (level, heading[2].strip())]
+            above = [*((deep, said) for deep, said in above if deep < level), (level, heading[2].strip(" #"))]
             headings.append(" › ".join(said for _, said in above)[:HEADING_MAX_CHARACTERS])
         section = len(headings) - 1
         for sentence in _SENTENCE.finditer(text, block.start(), block.end()):

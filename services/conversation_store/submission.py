@@ -23,15 +23,18 @@ from services.conversation_store.documents import (
 )
 from services.conversation_store.endings import Endings
 from services.conversation_store.jobs import Jobs, new_job
+from services.conversation_store.knowledge import Knowledge, briefed
 from services.conversation_store.limits import Allowance, TurnLimits
 from services.conversation_store.prompts import History
 from services.conversation_store.refusals import demand_known_model, invalid
 from services.conversation_store.repository import DuplicateTurn, Repository
+from services.conversation_store.retrieval import Retrieval
 from services.conversation_store.shares import Shares
 from services.conversation_store.turns import Adopt, Withdraw
 from shared.backoff import pauses
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.problems import ServiceError, refused
+from shared.contracts.resources import Citation
 from shared.contracts.store import CreateConversation, SubmitTurn, TurnAccepted
 
 log = structlog.get_logger(__name__)
@@ -87,6 +90,7 @@ class Submissions:
         background: Background,
         jobs: Jobs,
         endings: Endings,
+        retrieval: Retrieval,
         *,
         limits: TurnLimits,
         shares: Shares,
@@ -99,6 +103,7 @@ class Submissions:
         self._endings = endings
         self._limits = limits
         self._shares = shares
+        self._retrieval = retrieval
         self._default_model = default_model
         self._known_models = known_models
         self._places = asyncio.Semaphore(AT_ONCE)
@@ -143,6 +148,7 @@ class Submissions:
                 return accepted
             _REFUSED.labels(refusal.problem.code).inc()
             raise refusal
+        knowledge: Knowledge | None = None
         for race in range(RACES):
             standing, waits = await self._standing(command), False
             if race or standing.is_busy:
@@ -157,7 +163,10 @@ class Submissions:
                     waits = True
                 elif standing.is_busy:
                     continue  # whatever was in the way has gone, and may have left an answer for the history
-            accepted = await self._committed(command, standing, waits=waits, leave_at=leave_at, login=login)
+            frozen = standing.frozen
+            if frozen.chatbot_id is not None and frozen.has_sources and knowledge is None:
+                knowledge = await self._retrieval.find(frozen.chatbot_id, command.messages[-1].content)
+            accepted = await self._committed(command, standing, knowledge, waits=waits, leave_at=leave_at, login=login)
             if accepted is not None:
                 return accepted
         raise _unavailable("the conversation changes too fast")
@@ -166,6 +175,7 @@ class Submissions:
         self,
         command: SubmitTurn,
         standing: _Standing,
+        knowledge: Knowledge | None,
         *,
         waits: bool,
         leave_at: datetime | None,
@@ -179,14 +189,17 @@ class Submissions:
         document = new_turn(
             command, frozen=frozen, seq=standing.seq, login=login, now=now, waits=waits, in_line=in_line
         )
+        if knowledge is not None:
+            document["knowledge"] = knowledge.kept()
         # Of a turn that waits, to see whether there can ever be one: its history is read when it is its turn.
         history = self._jobs.no_past() if waits else standing.history
-        job = _job(command, frozen, history, document["deadline"])
+        job = _job(command, frozen, knowledge, history, document["deadline"])
         if not await self._inserted(document, leave_at):
             return None
         if entering is not None:
             self._shares.has_entered(command.tenant, entering)
-        accepted = self._accepted(Turn(document), command, job)
+        citations = knowledge.citations() if knowledge is not None else ()
+        accepted = self._accepted(Turn(document), command, job, citations)
         # The job leaves before the reply does: the first token waits for it.
         await asyncio.sleep(0)
         return accepted
@@ -295,14 +308,14 @@ class Submissions:
         if not (state.is_over or state.attempt or state.adopted) and not await self._adopted(mine.id, leave_at):
             return None
         if mine.id != command.run_id:
-            return TurnAccepted(run=mine.run(), replayed=True)
+            return TurnAccepted(run=mine.run(await self._retrieval.citations(mine)), replayed=True)
         # Submitted before, by me or by a redelivery, and perhaps nobody got as far as what has to follow.
         match state.status:
             case "queued" if not mine.is_published:
                 self._jobs.publish_later(mine.id)
             case "waiting":
                 self._background.start(self._take_place(mine, command))
-        return TurnAccepted(run=mine.run())
+        return TurnAccepted(run=mine.run(await self._retrieval.citations(mine)))
 
     async def _adopted(self, run_id: str, leave_at: datetime | None) -> bool:
         """Whether the turn stays: whoever inserted it may have told its submitter that it is not accepted."""
@@ -314,7 +327,9 @@ class Submissions:
             raise _unavailable("the database did not answer in time") from None
         return applied is not None and applied.verdict == "adopted"
 
-    def _accepted(self, turn: Turn, command: SubmitTurn, job: GenerateReply) -> TurnAccepted:
+    def _accepted(
+        self, turn: Turn, command: SubmitTurn, job: GenerateReply, citations: tuple[Citation, ...]
+    ) -> TurnAccepted:
         _ACCEPTED.inc()
         # The answer waits for none of this: the turn is committed, and whatever is left undone can be made good.
         state = turn.state()
@@ -324,7 +339,7 @@ class Submissions:
             self._background.start(self._take_place(turn, command))
         else:
             self._jobs.publish(job)
-        run = turn.run()
+        run = turn.run(citations)
         if run.conversation_id is not None:
             self._repository.turns.touch(run.conversation_id, run.created_at)
         return TurnAccepted(run=run)
@@ -362,14 +377,16 @@ def _made_before(command: SubmitTurn, rivals: Sequence[Turn]) -> Turn | None:
     return None
 
 
-def _job(command: SubmitTurn, frozen: Frozen, history: History, deadline: datetime) -> GenerateReply:
+def _job(
+    command: SubmitTurn, frozen: Frozen, knowledge: Knowledge | None, history: History, deadline: datetime
+) -> GenerateReply:
     return new_job(
         run_id=command.run_id,
         tenant=command.tenant,
         model=frozen.model,
         temperature=frozen.temperature,
         max_tokens=command.max_tokens,
-        instructions=frozen.instructions,
+        instructions=briefed(frozen.instructions, knowledge),
         history=history,
         messages=command.messages,
         deadline=deadline,

@@ -28,7 +28,7 @@ from shared.contracts.jobs import (
     RunFinished,
     TurnRejected,
 )
-from shared.contracts.sources import Embed
+from shared.contracts.sources import AddSource, DeleteSource, Embed, GetSource, ListSources
 from shared.contracts.store import (
     CancelTurn,
     CheckKey,
@@ -105,6 +105,10 @@ ROUTES: tuple[Route, ...] = (
         ListChatbots,
         UpdateChatbot,
         DeleteChatbot,
+        AddSource,
+        GetSource,
+        ListSources,
+        DeleteSource,
         ListMessages,
         SubmitTurn,
         GetRun,

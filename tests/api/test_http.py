@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import io
 import json
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -80,7 +81,7 @@ def not_found(_: object) -> None:
 
 
 def path_of(endpoint: Endpoint, identifier: str | None = None) -> str:
-    return endpoint.path.replace("{id}", identifier or new_id())
+    return endpoint.path.replace("{id}", identifier or new_id()).replace("{source_id}", new_id())
 
 
 @ENDPOINTS
@@ -112,7 +113,7 @@ async def test_what_is_not_there_for_this_tenant_is_404(
     peers: Peers, session: aiohttp.ClientSession, endpoint: Endpoint
 ) -> None:
     """The store that is played finds nothing, as the real one finds nothing of another tenant's."""
-    fields = {"content": "a"} if endpoint.path.endswith("/messages") else {}
+    fields = {"messages": {"content": "a"}, "sources": {"text": "a"}}.get(endpoint.path.rpartition("/")[2], {})
     body: dict[str, Any] = {"json": fields} if endpoint.has_body else {}
     peers.answers[SubmitTurn] = not_found
     response, answer = await problem(session, endpoint.method, path_of(endpoint), headers=KEY, **body)
@@ -212,7 +213,9 @@ async def test_bad_body_is_refused_on_every_path(
 ) -> None:
     if not body and endpoint.path.endswith("/cancel"):
         pytest.skip("needs no body")
-    response, _ = await problem(session, endpoint.method, path_of(endpoint), headers=KEY, data=body)
+    if status == 413:
+        body *= max(1, 1 + endpoint.body_max_bytes // len(body))
+    response, _ = await problem(session, endpoint.method, path_of(endpoint), headers=KEY, data=io.BytesIO(body))
     assert response.status == status
 
     async def in_pieces() -> AsyncIterator[bytes]:

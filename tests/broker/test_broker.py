@@ -272,7 +272,10 @@ async def test_everything_works_again_after_all_connections_were_cut(services: S
 async def test_a_process_that_ends_leaves_only_the_durable_queues(vhost: Vhost) -> None:
     if vhost.management is None:
         pytest.skip("only the management API tells what stands in a vhost")
-    async with open_broker(vhost.amqp_url(), "conversation_store"):
+    async with (
+        open_broker(vhost.amqp_url(), "conversation_store"),
+        open_broker(vhost.amqp_url(), "inference_worker"),
+    ):
         pass
     baseline = await vhost.footprint()
     async with (

@@ -7,6 +7,7 @@ from services.conversation_store.accounts import AccountRequests
 from services.conversation_store.chatbots import Chatbots
 from services.conversation_store.erasure import Erasures
 from services.conversation_store.handlers import Requests
+from services.conversation_store.sources import Sources
 from shared.contracts.routes import ROUTES, handled_by
 from tests.stack.rooms import Management
 from tests.stack.services import Stack
@@ -20,6 +21,7 @@ def test_the_store_answers_every_request_that_is_declared_and_no_other() -> None
         **object.__new__(Requests).handlers(),
         **object.__new__(AccountRequests).handlers(),
         **object.__new__(Chatbots).handlers(),
+        **object.__new__(Sources).handlers(),
         **object.__new__(Erasures).handlers(),
     }
     assert set(handlers) == handled_by("conversation_store", "rpc")

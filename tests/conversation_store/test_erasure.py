@@ -18,6 +18,7 @@ from services.conversation_store.erasure import Erasures
 from services.conversation_store.jobs import Jobs
 from services.conversation_store.prompts import Budget
 from services.conversation_store.repository import Repository
+from services.conversation_store.retrieval import Retrieval
 from services.conversation_store.shares import Shares
 from services.conversation_store.sweeper import Pace
 from shared.broker import open_broker
@@ -342,8 +343,9 @@ async def test_everything_of_a_tenant_can_be_erased_and_nothing_of_any_other(
         announcing(broker) as announcements,
         background(5) as tasks,
     ):
-        jobs = Jobs(repository, broker, tasks, Shares(), budget=Budget(10, 1_000), at_most=100)
-        endings = Endings(repository, broker, tasks, announcements, jobs)
+        retrieval = Retrieval(repository, broker, embedding_model=None)
+        jobs = Jobs(repository, broker, tasks, Shares(), retrieval, budget=Budget(10, 1_000), at_most=100)
+        endings = Endings(repository, broker, tasks, announcements, jobs, retrieval=retrieval)
         erasures = Erasures(repository, broker, tasks, endings, belongings=[remove])
         assert await erasures.everything_of("theirs") == Removed(conversations=2, turns=4)
         assert await erasures.everything_of("theirs") == Removed()

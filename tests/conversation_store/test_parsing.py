@@ -72,7 +72,17 @@ async def test_a_pdf_is_read_also_if_it_may_only_not_be_changed(parser: Parser) 
         ("txt", b"many words " * 200_000, "more than 2,000,000 characters"),
         ("html", b"<div>" * 200_000 + b"deep", "nested too deeply"),
     ],
-    ids=lambda value: None if isinstance(value, bytes) else value,
+    ids=[
+        "a locked pdf",
+        "a cut pdf",
+        "no pdf at all",
+        "an empty pdf",
+        "a cut docx",
+        "an archive bomb",
+        "an empty text",
+        "a long text",
+        "a deep page",
+    ],
 )
 async def test_what_cannot_be_read_says_why(parser: Parser, file_type: FileType, content: bytes, reason: str) -> None:
     with pytest.raises(Unreadable, match=reason):

@@ -18,6 +18,7 @@ from services.conversation_store.erasure import Erasures
 from services.conversation_store.jobs import Jobs
 from services.conversation_store.prompts import Budget
 from services.conversation_store.repository import Repository, open_repository
+from services.conversation_store.retrieval import Retrieval
 from services.conversation_store.shares import Shares
 from services.conversation_store.sweeper import Calm, Pace, Sweeper
 from shared.broker import Broker, open_broker
@@ -324,8 +325,9 @@ async def sweeper(vhost: Vhost, database: str, pace: Pace) -> AsyncIterator[tupl
         announcing(broker) as announcements,
         background(5) as tasks,
     ):
-        jobs = Jobs(repository, broker, tasks, Shares(), budget=Budget(10, 1_000), at_most=100)
-        endings = Endings(repository, broker, tasks, announcements, jobs)
+        retrieval = Retrieval(repository, broker, embedding_model=None)
+        jobs = Jobs(repository, broker, tasks, Shares(), retrieval, budget=Budget(10, 1_000), at_most=100)
+        endings = Endings(repository, broker, tasks, announcements, jobs, retrieval=retrieval)
         erasures = Erasures(repository, broker, tasks, endings)
         yield Sweeper(repository, broker, tasks, jobs, endings, erasures=erasures, pace=pace), repository, broker
 

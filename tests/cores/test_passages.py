@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,6 +68,26 @@ def test_small_sections_stand_together() -> None:
 def test_a_text_of_a_thousand_pages_is_cut_in_no_time() -> None:
     text = "\n\n".join(["All work and no play makes Jack a dull boy, they say."] * 35_000)
     assert len(cut(text)) > 1_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# " + "#" * 1_000_000 + "x",
+        "a\n" * 100_000,
+        "a. " * 100_000,
+        "." * 1_000_000,
+        ".'" * 500_000,
+        "\n \t" * 300_000 + "x",
+        "x" * 1_000_000,
+        "# a\n" * 80_000,
+    ],
+    ids=lambda text: repr(text[:6]),
+)
+def test_a_text_that_is_made_to_be_slow_is_not(text: str) -> None:
+    passages = cut(text)
+    assert passages[-1].end == len(text.rstrip())
+    assert all(passage.end - passage.start <= CHARACTERS_MAX for passage in passages)
 
 
 def test_nothing_gives_no_passages() -> None:

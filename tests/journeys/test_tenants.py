@@ -1,6 +1,7 @@
 """A walk over every route with the keys of two tenants: neither finds anything of the other's."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ MARK = "timbuktu"
 BODIES: Mapping[str, Any] = {
     "POST /chatbots": {"name": "Mine"},
     "PATCH /chatbots/{id}": {"name": "Mine now"},
+    "POST /chatbots/{id}/sources": {"text": "Mine"},
     "POST /conversations": {"title": "Mine"},
     "PATCH /conversations/{id}": {"title": "Mine now"},
     "POST /conversations/{id}/messages": {"content": "Mine"},
@@ -53,9 +55,13 @@ def refusal(endpoint: Endpoint) -> tuple[int, str]:
 
 @dataclass(frozen=True)
 class Belongings:
-    """What the one tenant has: per collection everything that names one of its resources, and the resources."""
+    """What the one tenant has: per collection everything that names one of its resources, and the resources.
+
+    source_id: of a source of the chatbot.
+    """
 
     names: Mapping[str, tuple[str, ...]]
+    source_id: str
     resources: Mapping[str, tuple[str, dict[str, Any]]]
 
 
@@ -71,6 +77,7 @@ async def a_tenant(stack: Stack) -> AsyncIterator[tuple[NativeClient, str]]:
 async def belongings(client: NativeClient, tenant: str) -> Belongings:
     chatbot = await client.call("POST", "/chatbots", json={"name": f"{MARK} guide", "instructions": MARK})
     fields = {"title": MARK, "chatbot_id": chatbot["id"], "metadata": {MARK: MARK}}
+    source = await client.call("POST", f"/chatbots/{chatbot['id']}/sources", json={"text": MARK})
     conversation = await client.call("POST", "/conversations", json=fields)
     message = {"content": f"{MARK} question", "model": Script(tag=MARK, tokens=2).model}
     run = await client.call("POST", f"/conversations/{conversation['id']}/messages", json=message)
@@ -83,6 +90,7 @@ async def belongings(client: NativeClient, tenant: str) -> Belongings:
             "keys": (key["id"],),
             "tenants": (tenant,),
         },
+        source_id=source["id"],
         resources={
             "chatbots": (f"/chatbots/{chatbot['id']}", chatbot),
             "conversations": (f"/conversations/{conversation['id']}", conversation),
@@ -93,7 +101,8 @@ async def belongings(client: NativeClient, tenant: str) -> Belongings:
 
 def test_the_walk_has_a_sample_for_every_route() -> None:
     assert {name for name, endpoint in ROUTES.items() if endpoint.has_body} == set(BODIES)
-    assert all(endpoint.path.count("{") <= 1 for endpoint in WITH_ID.values()), "a second name needs a sample, too"
+    variables = {variable for endpoint in WITH_ID.values() for variable in re.findall(r"{(\w+)}", endpoint.path)}
+    assert variables == {"id", "source_id"}, "another name needs a sample, too"
 
 
 @pytest.mark.parametrize("first", ["as it is", "after it has things of its own"])
@@ -106,6 +115,7 @@ async def test_no_route_finds_anything_of_another_tenants(house: Stack, first: s
         for name, endpoint in WITH_ID.items():
             for identifier in theirs.names[collection(endpoint)]:
                 path = endpoint.path.removeprefix(PREFIX).replace("{id}", identifier)
+                path = path.replace("{source_id}", theirs.source_id)
                 reply = await stranger.request(endpoint.method, path, json=BODIES.get(name))
                 assert (reply.status, reply.body["code"]) == refusal(endpoint), name
                 assert MARK not in json.dumps(reply.body), name
@@ -115,6 +125,11 @@ async def test_no_route_finds_anything_of_another_tenants(house: Stack, first: s
             assert MARK not in json.dumps(reply.body), name
         for query in (f"?q={MARK}", f"?chatbot_id={theirs.names['chatbots'][0]}"):
             assert (await stranger.call("GET", f"/conversations{query}"))["data"] == []
+        if first != "as it is":
+            for method in ("GET", "DELETE"):
+                reply = await stranger.request(method, f"/chatbots/mine/sources/{theirs.source_id}")
+                assert reply.status == 404, "of a chatbot of the stranger's own"
+        await owner.call("GET", f"/chatbots/{theirs.names['chatbots'][0]}/sources/{theirs.source_id}")
         opening = await stranger.request("POST", "/conversations", json={"chatbot_id": theirs.names["chatbots"][0]})
         assert (opening.status, opening.body["errors"][0]["path"]) == (422, "/chatbot_id")
         (kept,) = (key for key in (await owner.call("GET", "/keys"))["data"] if key["id"] in theirs.names["keys"])

@@ -89,13 +89,14 @@ Command = Ask[Any] | Submit | Follow
 class Endpoint:
     """One method on one path; a variable in the path is `{name}`. `parse` raises ServiceError for a bad request.
 
-    scope: what the key must be good for.
+    scope: what the key must be good for. body_max_bytes: how long a body may be, where it may be longer than others.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     parse: Callable[[Incoming], Command]
     scope: RequiredScope = "chat"
+    body_max_bytes: int = 0
 
     @property
     def has_body(self) -> bool:

@@ -15,7 +15,7 @@ UNPACKED_MAX_FILES = 5_000
 
 _UNSAID = ["script", "style", "noscript", "template", "svg", "iframe", "form", "nav", "head"]
 _TITLE_MAX_CHARACTERS = 200
-_HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+_HEADING = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
 _BLANK_LINES = re.compile(r"\n[ \t]*(?:\n[ \t]*){2,}")
 _ENCRYPTED = 0x1
 
@@ -138,7 +138,7 @@ def _tidy(parsed: str) -> str:
 
 def _first_heading(parsed: str) -> str | None:
     heading = _HEADING.search(parsed)
-    return _short(heading[1]) if heading else None
+    return _short(heading[1].strip(" #")) if heading else None
 
 
 def _short(title: str) -> str | None:

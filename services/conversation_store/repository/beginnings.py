@@ -25,7 +25,7 @@ from shared.contracts.resources import ACTIVE, InputMessage
 
 NOT_DELETED: Document = {"deleted_at": None}
 
-SETTINGS: Document = {"model": 1, "temperature": 1, "instructions": 1}
+SETTINGS: Document = {"model": 1, "temperature": 1, "instructions": 1, "has_sources": 1}
 """What is read of a chatbot for its turns."""
 
 

@@ -244,6 +244,26 @@ INDEXES: dict[str, list[IndexModel]] = {
         IndexModel([("tenant", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)], name="tenant_in_order"),
     ],
     "request_counts": [IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0)],
+    "sources": [
+        IndexModel([("chatbot_id", ASCENDING), ("number", ASCENDING)], name="chatbot_number", unique=True),
+        IndexModel(
+            [("chatbot_id", ASCENDING), ("digest", ASCENDING)],
+            name="chatbot_digest",
+            unique=True,
+            partialFilterExpression={"digest": {"$exists": True}},
+        ),
+        IndexModel([("next_check", ASCENDING)], name="due", partialFilterExpression={"next_check": {"$exists": True}}),
+    ],
+    "passages": [
+        # The chatbot first: only its own words are looked through, however many others there are.
+        IndexModel(
+            [("chatbot_id", ASCENDING), ("heading", TEXT), ("text", TEXT)],
+            name="chatbot_text",
+            default_language="english",
+        ),
+        IndexModel([("chatbot_id", ASCENDING), ("embedding_model", ASCENDING)], name="chatbot_embedding_model"),
+        IndexModel([("source_id", ASCENDING), ("generation", ASCENDING)], name="source_generation"),
+    ],
 }
 
 

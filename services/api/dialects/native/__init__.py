@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from services.api.dialects import Answer, Endpoint, Events, sse
-from services.api.dialects.native import accounts, chatbots, conversations, runs
+from services.api.dialects.native import accounts, chatbots, conversations, runs, sources
 from services.api.dialects.native.events import NativeEvents
 from services.api.dialects.native.resources import PREFIX, answer
 from shared.contracts.problems import ErrorCode, Problem
@@ -42,6 +42,7 @@ class Native:
     prefix: str = PREFIX
     endpoints: Sequence[Endpoint] = (
         *chatbots.ENDPOINTS,
+        *sources.ENDPOINTS,
         *conversations.ENDPOINTS,
         *runs.ENDPOINTS,
         *accounts.ENDPOINTS,

@@ -45,9 +45,9 @@ def answer(status: int, reply: Contract, headers: dict[str, str] | None = None) 
     )
 
 
-def path_id(call: Incoming, what: str) -> str:
+def path_id(call: Incoming, what: str, variable: str = "id") -> str:
     """The id in the path. What is no id cannot be the id of anything."""
-    text = call.path["id"].lower()
+    text = call.path[variable].lower()
     if not _UUID.fullmatch(text):
         raise refused("not_found", f"There is no such {what}.")
     return text

@@ -1,0 +1,5 @@
+"""What measuring retrieval stands on: a database, and a chatbot that has read the texts in `texts/`."""
+
+from tests.conversation_store.conftest import migrated, repository
+
+__all__ = ["migrated", "repository"]
