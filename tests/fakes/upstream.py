@@ -107,7 +107,8 @@ class FakeUpstream:
         # Cancellation is how a handler learns at once that its client has gone.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._host, self._port)
+        # All the runs of a worker that died are asked for at once; who finds no place tries again after a second only.
+        site = web.TCPSite(self._runner, self._host, self._port, backlog=2048)
         await site.start()
         self._port = self._runner.addresses[0][1]
         return self
