@@ -104,33 +104,16 @@ class Erasures:
         self._background.start(self._clean_some())
         return True
 
-    async def everything_of(self, tenant: str) -> Removed:
-        """Deletes all chatbots, conversations and turns of a tenant, and waits for that. May be repeated.
-
-        What comes meanwhile is not looked for: first nobody may come in any more. Raises ServiceError(unavailable).
-        """
-        # The conversations first: those of a deleted chatbot are any store's, which may not have come to the end yet.
-        removed = await self._all_of(tenant, None)
-        while chatbot_ids := await self._erasing.chatbots_left(tenant, AT_ONCE):
-            for chatbot_id in chatbot_ids:
-                await self._repository.chatbots.delete(tenant, chatbot_id)
-                for remove in self._belongings:
-                    await remove(tenant, chatbot_id)
-        return removed
-
     async def _conversations(self, tenant: str, ids: Sequence[str]) -> Removed:
         removed = await self._erasing.conversations(tenant, ids)
         await self._endings.cancel_all(await self._erasing.live_in(tenant, ids), patience=CANCEL_PATIENCE_S)
         return removed
 
-    async def _all_of(
-        self, tenant: str, chatbot_id: str | None, step: Callable[[Removed], Awaitable[None]] | None = None
-    ) -> Removed:
-        """Of a chatbot, or else of the tenant, all conversations and all turns without one.
+    async def _all_of(self, tenant: str, chatbot_id: str, step: Callable[[Removed], Awaitable[None]]) -> None:
+        """Of a chatbot, all conversations and all turns without one.
 
         step: called with what each write has removed.
         """
-        total = Removed()
         while True:
             ids = await self._erasing.conversations_left(tenant, chatbot_id, AT_ONCE)
             runs = [] if ids else await self._erasing.turns_left(tenant, chatbot_id, AT_ONCE)
@@ -142,11 +125,9 @@ class Erasures:
                 await self._endings.cancel_all(live, patience=CANCEL_PATIENCE_S)
             else:
                 removed = await self._erasing.letters(tenant, chatbot_id)
-            total = _sum(total, removed)
-            if step is not None:
-                await step(removed)
+            await step(removed)
             if not (ids or runs):
-                return total
+                return
 
     async def _clean_some(self) -> None:
         """The deleted chatbots that are due, unless another store has them."""
@@ -190,7 +171,3 @@ class Erasures:
 
     def _now(self) -> datetime:
         return self._repository.turns.clock.now()
-
-
-def _sum(one: Removed, other: Removed) -> Removed:
-    return Removed(**{name: count + getattr(other, name) for name, count in one.model_dump().items()})

@@ -9,6 +9,7 @@ from typing import TypeVar
 import structlog
 
 from services.conversation_store.dead_letters import DeadLetters, contract
+from services.conversation_store.decisions import SUSPECTS_TOGETHER, suspects_at_once
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
 from services.conversation_store.erasure import Erasures
@@ -20,7 +21,7 @@ from services.conversation_store.repository import Applied, Repository
 from services.conversation_store.retrieval import Retrieval
 from services.conversation_store.shares import Shares
 from services.conversation_store.submission import Submissions
-from services.conversation_store.turns import SUSPECTS_TOGETHER, AttemptLimits, Claim, Watch, suspects_at_once
+from services.conversation_store.turns import AttemptLimits, Claim, Watch
 from shared.broker import Broker, Handlers
 from shared.contracts.problems import refused
 from shared.contracts.resources import (

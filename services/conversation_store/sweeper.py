@@ -13,12 +13,13 @@ import structlog
 from prometheus_client import Counter
 
 from services.conversation_store.background import Background, running
+from services.conversation_store.decisions import decide
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
 from services.conversation_store.erasure import Erasures
 from services.conversation_store.jobs import Jobs
 from services.conversation_store.repository import Repository
-from services.conversation_store.turns import Sweep, decide
+from services.conversation_store.turns import Sweep
 from shared.broker import Broker, BrokerError
 from shared.contracts.problems import ServiceError
 from shared.contracts.resources import RunStatus

@@ -33,7 +33,13 @@ from shared.contracts.resources import Scope, Usage
 from shared.contracts.store import CheckKey, GetRun, SubmitTurn
 from shared.ids import digest, new_id, new_key
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded
-from tests.conversation_store.making import claim_run, create_conversation, finish_run, submit_turn
+from tests.conversation_store.making import (
+    claim_run,
+    create_chatbot,
+    create_conversation,
+    finish_run,
+    submit_turn,
+)
 from tests.conversation_store.test_intake import InternalService, outside
 from tests.stack.rooms import Vhost
 
@@ -329,6 +335,10 @@ async def test_deleted_tenant_is_gone_at_once_and_leaves_nothing(
     running = submit_turn("the secret", tenant=tenant, conversation_id=conversation.id)
     await around.api.call(running)
     await around.worker.call(claim_run(running.run_id))
+    chatbot = await around.api.call(create_chatbot("the secret", tenant=tenant, instructions="the secret"))
+    await answered(around, submit_turn("the secret", tenant=tenant, chatbot_id=chatbot.id))
+    # A message that made no turn.
+    await documents.dead_letters.insert_one({"_id": "dead", "tenant": tenant, "run_id": None, "body": b"the secret"})
     kept = submit_turn(tenant=other)
     await answered(around, kept)
 

@@ -11,22 +11,13 @@ import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
 from services.conversation_store import erasure
-from services.conversation_store.background import background
 from services.conversation_store.documents import present
-from services.conversation_store.endings import Endings, announcing
-from services.conversation_store.erasure import Erasures
-from services.conversation_store.jobs import Jobs
-from services.conversation_store.prompts import Budget
 from services.conversation_store.repository import Repository
-from services.conversation_store.retrieval import Retrieval
-from services.conversation_store.shares import Shares
 from services.conversation_store.sweeper import Pace
-from shared.broker import open_broker
 from shared.contracts.base import Request
 from shared.contracts.chatbots import Chatbot, DeleteChatbot
 from shared.contracts.erasure import Erase, Erasure, Kind, Removed
 from shared.contracts.problems import Problem, ServiceError
-from shared.contracts.resources import LIVE
 from shared.contracts.routes import JOBS, STORE_INTAKE, STORE_RESULTS
 from shared.contracts.store import (
     Checkpoint,
@@ -320,36 +311,3 @@ async def test_dead_turn_of_a_chatbot_loses_its_text_with_it(
 async def test_what_never_was_cannot_be_erased(around: Surroundings) -> None:
     for kind in ("conversation", "chatbot"):
         assert (await problem(around, Erase(kind=kind, id=new_id()))).code == "not_found"
-
-
-async def test_everything_of_a_tenant_can_be_erased_and_nothing_of_any_other(
-    hasty: Surroundings, vhost: Vhost, documents: Database, repository: Repository
-) -> None:
-    own: dict[str, Any] = {"tenant": "theirs"}
-    chatbot = await a_chatbot(hasty, **own)
-    for with_chatbot in (chatbot, None):
-        await answered(hasty, conversation_id=await a_conversation(hasty, with_chatbot, **own), **own)
-    await answered(hasty, **own)
-    await asked(hasty, chatbot_id=chatbot.id, **own)
-    kept = await hasty.api.call(create_chatbot("Kept"))
-    conversation_id = (await hasty.api.call(create_conversation(chatbot_id=kept.id, title="Kept"))).id
-    belongings: list[tuple[str, str]] = []
-
-    async def remove(tenant: str, chatbot_id: str) -> None:
-        belongings.append((tenant, chatbot_id))
-
-    async with (
-        open_broker(vhost.amqp_url("parley-store"), "conversation_store") as broker,
-        announcing(broker) as announcements,
-        background(5) as tasks,
-    ):
-        retrieval = Retrieval(repository, broker, embedding_model=None)
-        jobs = Jobs(repository, broker, tasks, Shares(), retrieval, budget=Budget(10, 1_000), at_most=100)
-        endings = Endings(repository, broker, tasks, announcements, jobs, retrieval=retrieval)
-        erasures = Erasures(repository, broker, tasks, endings, belongings=[remove])
-        assert await erasures.everything_of("theirs") == Removed(conversations=2, turns=4)
-        assert await erasures.everything_of("theirs") == Removed()
-    assert belongings == [("theirs", chatbot.id)]
-    assert await where_marked(documents, vhost) == set()
-    assert not await documents.turns.count_documents({"status": {"$in": sorted(LIVE)}})
-    assert (await hasty.api.call(GetConversation(tenant=TENANT, conversation_id=conversation_id))).title == "Kept"

@@ -7,15 +7,19 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.conversation_store.documents import state_changes
-from services.conversation_store.turns import (
+from services.conversation_store.decisions import (
     CLAIM_CHECK,
-    LEASE,
     OVERDUE,
-    PUBLISH_CHECK,
     QUEUED_CHECK_MAX,
     SUSPECTS_TOGETHER,
     TAKEOVER_CHECK,
+    decide,
+    suspects_at_once,
+)
+from services.conversation_store.documents import state_changes
+from services.conversation_store.turns import (
+    LEASE,
+    PUBLISH_CHECK,
     Adopt,
     AttemptLimits,
     Bury,
@@ -31,8 +35,6 @@ from services.conversation_store.turns import (
     TurnState,
     Watch,
     Withdraw,
-    decide,
-    suspects_at_once,
 )
 from shared.contracts.problems import RunError
 from shared.contracts.resources import RunStatus, TerminalStatus

@@ -9,12 +9,16 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.conversation_store.turns import (
+from services.conversation_store.decisions import (
     CLAIM_CHECK,
-    LEASE,
     OVERDUE,
     SILENCE,
     SUSPECTS_TOGETHER,
+    decide,
+    suspects_at_once,
+)
+from services.conversation_store.turns import (
+    LEASE,
     AttemptLimits,
     Bury,
     Cancel,
@@ -30,8 +34,6 @@ from services.conversation_store.turns import (
     Verdict,
     Watch,
     Withdraw,
-    decide,
-    suspects_at_once,
 )
 from shared.contracts.problems import RunError
 from shared.contracts.resources import RunStatus, TerminalStatus

@@ -24,7 +24,7 @@ MINUTE_S = 60
 
 _ALIVE: Document = {"deleted_at": None}
 _DELETED: Document = {"deleted_at": {"$exists": True}}
-_HELD = ("passages", "sources", "conversations", "chatbots", "counters", "turns")
+_HELD = ("passages", "sources", "conversations", "chatbots", "counters", "dead_letters", "turns")
 """What a tenant holds, each in a collection of this name, in documents with its id as `tenant`."""
 
 Position = tuple[datetime, str] | None

@@ -77,9 +77,9 @@ class Erasing:
         emptied = await self._letters.update_many({"$or": about, "body": {"$ne": None}}, {"$set": {"body": None}})
         return Removed(turns=erased.modified_count, dead_letters=emptied.modified_count)
 
-    async def letters(self, tenant: str, chatbot_id: str | None) -> Removed:
-        """Empties the dead letters that name the chatbot, or else the tenant, though they may have made no turn."""
-        about: Document = {"tenant": tenant} | ({} if chatbot_id is None else {"chatbot_id": chatbot_id})
+    async def letters(self, tenant: str, chatbot_id: str) -> Removed:
+        """Empties the dead letters that name the chatbot, though they may have made no turn."""
+        about: Document = {"tenant": tenant, "chatbot_id": chatbot_id}
         with asking():
             emptied = await self._letters.update_many({**about, "body": {"$ne": None}}, {"$set": {"body": None}})
         return Removed(dead_letters=emptied.modified_count)
@@ -104,26 +104,18 @@ class Erasing:
             found = local(self._turns).find({**query, "status": {"$in": sorted(LIVE)}}, {"_id": 1})
             return [str(turn["_id"]) for turn in await found.sort("seq", DESCENDING).to_list(None)]
 
-    async def conversations_left(self, tenant: str, chatbot_id: str | None, at_most: int) -> list[str]:
-        """Conversations that are not deleted: of the chatbot, or of the whole tenant."""
-        query: Document = {"tenant": tenant, **NOT_DELETED} | ({} if chatbot_id is None else {"chatbot_id": chatbot_id})
+    async def conversations_left(self, tenant: str, chatbot_id: str, at_most: int) -> list[str]:
+        """Conversations with the chatbot that are not deleted."""
+        query: Document = {"tenant": tenant, "chatbot_id": chatbot_id, **NOT_DELETED}
         with asking():
             found = self._conversations.find(query, {"_id": 1}).limit(at_most)
             return [str(one["_id"]) for one in await found.to_list(None)]
 
-    async def turns_left(self, tenant: str, chatbot_id: str | None, at_most: int) -> list[str]:
-        """Turns without a conversation that have their texts: of the chatbot, or of the whole tenant."""
-        query: Document = {"tenant": tenant, "expires_at": {"$exists": True}, "erased": None}
-        if chatbot_id is not None:
-            query["chatbot_id"] = chatbot_id
+    async def turns_left(self, tenant: str, chatbot_id: str, at_most: int) -> list[str]:
+        """Turns with the chatbot and without a conversation that have their texts."""
+        query: Document = {"tenant": tenant, "chatbot_id": chatbot_id, "expires_at": {"$exists": True}, "erased": None}
         with asking():
             found = self._turns.find(query, {"_id": 1}).limit(at_most)
-            return [str(one["_id"]) for one in await found.to_list(None)]
-
-    async def chatbots_left(self, tenant: str, at_most: int) -> list[str]:
-        """Chatbots of the tenant that are not deleted."""
-        with asking():
-            found = self._chatbots.find({"tenant": tenant, **NOT_DELETED}, {"_id": 1}).limit(at_most)
             return [str(one["_id"]) for one in await found.to_list(None)]
 
     async def take_chatbot(self, now: datetime, lease: timedelta) -> Tombstone | None:
