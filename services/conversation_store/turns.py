@@ -10,7 +10,6 @@ from shared.contracts.resources import ACTIVE, TERMINAL, FinishReason, Receipt, 
 LEASE = timedelta(seconds=5)
 """So long after its last sign of life a worker still has its run; it gives one every second."""
 
-
 PUBLISH_CHECK = timedelta(seconds=5)
 """How long a queued turn may be unpublished before somebody looks after it."""
 
