@@ -149,7 +149,7 @@ class House:
         """Returns once every process that shall run does, and is ready."""
         async with asyncio.timeout(timeout):
             for service in self.stack.services:
-                while True:
+                while not self.supervisor.is_down(service):
                     try:
                         await service.wait_ready(timeout)
                         break

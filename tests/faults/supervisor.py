@@ -48,6 +48,10 @@ class Supervisor:
         """This process is not started again."""
         self._down.add(service)
 
+    def is_down(self, service: Service) -> bool:
+        """It was told not to start this one again."""
+        return service in self._down
+
     async def replace(self, service: Service, **settings: str) -> None:
         """Ends it in good order, and starts it again with these settings for once; returns when it is ready."""
         self._next_settings[service] = settings
