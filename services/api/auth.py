@@ -19,6 +19,7 @@ KEY_MAX_CHARACTERS = 500
 
 _SCOPES: tuple[RequiredScope, ...] = get_args(RequiredScope)
 _KEYS: dict[RequiredScope, str] = {
+    "public": "nothing",
     "chat": "a key",
     "admin": "an admin key of the tenant",
     "bootstrap": "the operator's bootstrap key",

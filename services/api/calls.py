@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from services.api.dialects import Answer, Dialect
+from services.api.dialects import Answer, Asked, Dialect
 from shared.contracts.resources import KeyGrant
 
 
@@ -16,7 +16,7 @@ class Call:
     arrived: by the performance counter. deadline: by the event loop's clock, when the store must have answered.
     """
 
-    request_id: str
+    asked: Asked
     arrived: float
     dialect: Dialect
     deadline: float = 0.0
@@ -28,7 +28,7 @@ class Call:
 
     def response(self, answer: Answer) -> web.Response:
         """The answer as a response."""
-        headers = {**answer.headers, "X-Request-Id": self.request_id}
+        headers = {**answer.headers, "X-Request-Id": self.asked.request_id}
         return web.Response(status=answer.status, body=answer.body or None, headers=headers)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable
+from operator import itemgetter
 
 import structlog
 from aiohttp import web
@@ -12,7 +13,18 @@ from prometheus_client import Counter
 
 from services.api.auth import Keys, demand
 from services.api.calls import CALL, Call
-from services.api.dialects import Answer, Ask, Dialect, Endpoint, Follow, Incoming, Submit
+from services.api.dialects import (
+    Answer,
+    Ask,
+    Asked,
+    Command,
+    Dialect,
+    Endpoint,
+    Follow,
+    Incoming,
+    Steps,
+    Submit,
+)
 from services.api.limits import RequestLimits
 from services.api.runs import Runs
 from services.api.streams import Streams
@@ -61,7 +73,7 @@ class Api:
         self.app.add_routes(health_routes(ready))
         for dialect in dialects:
             for endpoint in dialect.endpoints:
-                self.app.router.add_route(endpoint.method, endpoint.path, self._handler(endpoint))
+                self.app.router.add_route(endpoint.method, endpoint.path, self._handler(dialect, endpoint))
 
     async def drain(self, timeout: float) -> None:
         """Sends streams elsewhere, and waits at most `timeout` seconds for all other requests to be answered."""
@@ -85,10 +97,11 @@ class Api:
     ) -> web.StreamResponse:
         """Every request passes here: its id, its errors in words, one line in the log, the metrics."""
         given_id = request.headers.get("X-Request-Id", "")
+        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else new_id()
         call = request[CALL] = Call(
-            request_id=given_id if _REQUEST_ID.fullmatch(given_id) else new_id(),
+            asked=Asked(request_id, str(request.url), request.headers),
             arrived=time.perf_counter(),
-            dialect=next((one for one in self._dialects if request.path.startswith(one.prefix)), self._dialects[0]),
+            dialect=self._dialect_at(request.path),
         )
         self._busy += 1
         self._idle.clear()
@@ -112,7 +125,7 @@ class Api:
         try:
             response = await handler(request)
             if not response.prepared:
-                response.headers["X-Request-Id"] = call.request_id
+                response.headers["X-Request-Id"] = call.asked.request_id
             return response
         except ConnectionError:
             # Nothing reaches this client any more, this neither; raised, it would be an error in the server's log.
@@ -120,7 +133,7 @@ class Api:
         except ServiceError as error:
             problem = error.problem
         except BrokerError as error:
-            log.warning("the store cannot be asked", request_id=call.request_id, cause=str(error))
+            log.warning("the store cannot be asked", request_id=call.asked.request_id, cause=str(error))
             problem = Problem(
                 code="unavailable",
                 detail="The service cannot answer now. Try again; send a message again with an Idempotency-Key.",
@@ -134,9 +147,9 @@ class Api:
         except web.HTTPNotFound:
             problem = Problem(code="not_found", detail="There is nothing at this path.")
         except Exception:
-            log.exception("request failed", request_id=call.request_id)
+            log.exception("request failed", request_id=call.asked.request_id)
             problem = Problem(code="internal", detail="The request failed; the log has the cause under its id.")
-        answer = call.dialect.problem(problem, call.request_id)
+        answer = call.dialect.problem(problem, call.asked)
         return call.response(Answer(answer.status, answer.body, {**answer.headers, **headers}))
 
     def _account(self, request: web.Request, call: Call, status: int) -> None:
@@ -149,40 +162,72 @@ class Api:
             route=route,
             status=status,
             ms=round((time.perf_counter() - call.arrived) * 1000, 1),
-            request_id=call.request_id,
+            request_id=call.asked.request_id,
             key_id=call.grant.key_id if call.grant is not None else None,
         )
 
-    def _handler(self, endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def _dialect_at(self, path: str) -> Dialect:
+        """Whose words a request to that path is refused in, as long as no endpoint has taken it."""
+        known = [(len(one), dialect) for dialect in self._dialects for one in dialect.prefixes if path.startswith(one)]
+        return max(known, key=itemgetter(0))[1] if known else self._dialects[0]
+
+    def _handler(self, dialect: Dialect, endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
             call = request[CALL]
+            call.dialect = dialect
             if self._leaving:
                 raise refused("unavailable", "This replica stops; ask again.", retry_after_s=1)
             asked_at = self._clock()
-            call.grant = await self._keys.check(request.headers.get("Authorization"), STORE_TIMEOUT_S)
-            demand(endpoint.scope, call.grant)
-            self._limits.admit(call.grant)
+            if endpoint.scope != "public":
+                call.grant = await self._keys.check(request.headers.get("Authorization"), STORE_TIMEOUT_S)
+                demand(endpoint.scope, call.grant)
+                self._limits.admit(call.grant)
             spent = self._clock() - asked_at
             body = await self._read(request, endpoint) if endpoint.has_body else b""
             call.deadline = self._clock() + STORE_TIMEOUT_S - spent
             incoming = Incoming(
-                tenant=call.grant.tenant,
+                tenant=call.grant.tenant if call.grant is not None else "",
+                url=call.asked.url,
                 path=request.match_info,
                 query=tuple(request.query.items()),
                 headers=request.headers,
                 body=body,
                 fresh_id=new_id(),
             )
-            match endpoint.parse(incoming):
-                case Ask(ask, answer, changes):
-                    asking = self._broker.call(ask, call.remaining())
-                    return call.response(answer(await (self._runs.to_the_end(asking) if changes else asking)))
-                case Submit() as submit:
-                    return await self._runs.submit(request, call, submit)
-                case Follow() as follow:
-                    return await self._runs.follow(request, call, follow)
+            return await self._carry_out(request, call, endpoint.parse(incoming))
 
         return handle
+
+    async def _carry_out(self, request: web.Request, call: Call, command: Command) -> web.StreamResponse:
+        match command:
+            case Answer():
+                return call.response(command)
+            case Ask(ask, answer, changes):
+                asking = self._broker.call(ask, call.remaining())
+                return call.response(answer(await (self._runs.to_the_end(asking) if changes else asking)))
+            case Submit():
+                return await self._runs.submit(request, call, command)
+            case Follow():
+                return await self._runs.follow(request, call, command)
+            case _:
+                stepping = self._stepped(command, call)
+                last = await (stepping if request.method == "GET" else self._runs.to_the_end(stepping))
+                return await self._carry_out(request, call, last)
+
+    async def _stepped(self, steps: Steps, call: Call) -> Answer | Submit | Follow:
+        """Asks the store one question after the other, and gives what they end with."""
+        try:
+            question = next(steps)
+            while True:
+                try:
+                    reply = await self._broker.call(question, call.remaining())
+                except ServiceError as error:
+                    question = steps.throw(error)
+                else:
+                    question = steps.send(reply)
+        except StopIteration as end:
+            last: Answer | Submit | Follow = end.value
+            return last
 
     async def _read(self, request: web.Request, endpoint: Endpoint) -> bytes:
         if endpoint.body_max_bytes > self._body_max_bytes:

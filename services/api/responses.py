@@ -10,7 +10,8 @@ from prometheus_client import Gauge, Histogram
 
 from services.api.dialects import Events
 from services.api.served import ServedRun
-from services.api.text import Reader
+from services.api.text import AppendOnlyReader, Reader
+from shared.contracts.problems import Problem
 
 PING_S = 10.0
 SOCKET_BUFFER_BYTES = 128 * 1024
@@ -34,6 +35,9 @@ FIRST_TEXT = Histogram(
 )
 
 
+AnyReader = Reader | AppendOnlyReader
+
+
 class CutOff(ConnectionResetError):
     """It was this side that ended the connection: the client did not leave, and may come back."""
 
@@ -46,7 +50,7 @@ class EventStream:
     and writing it. As soon as the socket takes no more, the stream is told of nothing until it does.
     """
 
-    def __init__(self, request: web.Request, run: ServedRun, reader: Reader, events: Events, arrived: float) -> None:
+    def __init__(self, request: web.Request, run: ServedRun, reader: AnyReader, events: Events, arrived: float) -> None:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client has gone")
@@ -77,7 +81,7 @@ class EventStream:
         if self._arrived is not None and reader.offset > self._first_offset:
             FIRST_TEXT.observe(time.perf_counter() - self._arrived)
             self._arrived = None
-        if reader.over or run.trouble is not None or run.leaving:
+        if reader.over or reader.diverged or run.trouble is not None or run.leaving:
             self._wake.set()
 
     async def serve(self, until: float) -> None:
@@ -90,7 +94,9 @@ class EventStream:
         self._run.join(self.pump)
         try:
             self._check_connection()
-            self._write(self._events.ping())
+            if self._reader.can_resume:
+                # Its status line is out before there is any text; others have waited for that.
+                self._write(self._events.ping())
             await self._tell_all(until)
             await self._let_go()
         finally:
@@ -106,14 +112,26 @@ class EventStream:
             if self._reader.over:
                 return
             self._check_connection()
-            if self._run.trouble is not None or self._run.leaving or self._clock() >= until:
-                self._write(self._reader.reconnect())
+            if (problem := self._why_no_more(until)) is not None:
+                self._write(self._reader.broken(problem))
                 return
             await self._woken(min(until, ping_at if self._draining is None else self._clock() + PATIENCE_S))
             self._check_connection()
             if self._clock() >= ping_at and self._draining is None:
                 ping_at = self._clock() + PING_S
                 self._write(self._events.ping())
+
+    def _why_no_more(self, until: float) -> Problem | None:
+        if self._run.trouble is not None:
+            return self._run.trouble
+        if self._run.leaving and self._reader.can_resume:
+            return Problem(code="unavailable", detail="This replica stops.")
+        if self._reader.diverged:
+            detail = "The answer had to be begun anew, and took another course than what was sent of it."
+            return Problem(code="provider_error", detail=detail)
+        if self._clock() >= until:
+            return Problem(code="deadline_exceeded", detail="The answer was not finished by the run's deadline.")
+        return None
 
     async def _let_go(self) -> None:
         """Waits for the socket to take all: the response's end is aiohttp's, which knows no limit to its waiting."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from services.api.dialects import Answer, Follow, Position, Submit
 from services.api.responses import CutOff, EventStream
 from services.api.served import ServedRun
 from services.api.streams import Streams
-from services.api.text import Reader
+from services.api.text import AppendOnlyReader, Reader
 from shared.backoff import pauses
 from shared.broker import Broker, BrokerError
 from shared.contracts.problems import Problem, ServiceError, refused
@@ -28,6 +28,10 @@ R = TypeVar("R")
 
 END_MARGIN_S = 15.0
 """How long after its deadline a run's end is waited for: enough to notice a silence and to ask the store."""
+FIRST_WORD_S = 10.0
+"""How long the status line of a stream that cannot be resumed waits for the first text."""
+WHOLE = frozenset({"completed", "cancelled"})
+"""A run that ends so has all the text that it will ever have, and nothing has failed."""
 CANCEL_PATIENCE_S = 60.0
 """How long it is tried to cancel a run whose client has left."""
 
@@ -48,7 +52,7 @@ class Runs:
         update: dict[str, object] = {"reply_by": reply_by, "key_id": call.grant.key_id if call.grant else None}
         if submit.mode == "background":
             accepted = await self.to_the_end(self._accept(submit.turn.model_copy(update=update), timeout))
-            return call.response(call.dialect.accepted(accepted.run))
+            return call.response(submit.reply.accepted(accepted.run))
         turn = submit.turn.model_copy(update={**update, "subscriber": self._broker.process})
         # The text is opened first: a fast worker's frames may be here before the store's reply.
         with self._streams.serving(turn.run_id, turn.tenant) as run:
@@ -58,9 +62,10 @@ class Runs:
                 accepted = await asyncio.shield(accepting)
                 if accepted.run.id == run.run_id:
                     until = self._clock() + turn.deadline_s + END_MARGIN_S
-                    return await self._serve(request, call, run, None, until, as_stream=submit.mode == "stream")
+                    follow = Follow(turn.tenant, run.run_id, None, submit.reply)
+                    return await self._serve(request, call, run, follow, until, as_stream=submit.mode == "stream")
                 # The idempotency key is known: the answer is the first run's.
-                follow = Follow(turn.tenant, accepted.run.id, None)
+                follow = Follow(turn.tenant, accepted.run.id, None, submit.reply)
                 return await self.follow(request, call, follow, as_stream=submit.mode == "stream")
 
     async def follow(
@@ -74,7 +79,7 @@ class Runs:
             left = (watched.deadline - datetime.now(UTC)).total_seconds()
             # At least a margin from now, lest clients of an overdue run ask again and again.
             until = self._clock() + max(0.0, left) + END_MARGIN_S
-            return await self._serve(request, call, run, follow.after, until, as_stream=as_stream)
+            return await self._serve(request, call, run, follow, until, as_stream=as_stream)
 
     async def to_the_end(self, asking: Awaitable[R]) -> R:
         """Waits for what changes something; it goes on when the client leaves meanwhile."""
@@ -92,10 +97,14 @@ class Runs:
         return accepted
 
     async def _serve(
-        self, request: web.Request, call: Call, run: ServedRun, after: Position | None, until: float, *, as_stream: bool
+        self, request: web.Request, call: Call, run: ServedRun, follow: Follow, until: float, *, as_stream: bool
     ) -> web.StreamResponse:
         if as_stream:
-            return await self._stream(request, call, run, after, until)
+            if not follow.reply.append_only:
+                return await self._stream(request, call, run, follow, until)
+            await self._first_word(run)
+            if run.trouble is None and (run.ended is None or run.ended.status != "failed"):
+                return await self._stream(request, call, run, follow, until)
         try:
             async with asyncio.timeout_at(until):
                 while run.live:
@@ -106,17 +115,35 @@ class Runs:
             raise refused("deadline_exceeded", detail, run_id=run.run_id) from None
         if run.ended is None:
             raise ServiceError(run.trouble or Problem(code="internal", detail="The run was lost.", run_id=run.run_id))
-        return call.response(call.dialect.finished(run.ended, call.request_id))
+        return call.response(follow.reply.finished(run.ended, call.asked))
+
+    async def _first_word(self, run: ServedRun) -> None:
+        """Returns when there is text of the run, or it is over, or after a while; until then it may be refused."""
+        spoken = asyncio.Event()
+
+        def hear() -> None:
+            if run.text.length or not run.live:
+                spoken.set()
+
+        run.join(hear)
+        try:
+            hear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_WORD_S):
+                    await spoken.wait()
+        finally:
+            run.leave(hear)
 
     async def _stream(
-        self, request: web.Request, call: Call, run: ServedRun, after: Position | None, until: float
+        self, request: web.Request, call: Call, run: ServedRun, follow: Follow, until: float
     ) -> web.StreamResponse:
-        dialect = call.dialect
-        headers = {**dialect.stream_headers, **dialect.location(run.run_id), "X-Request-Id": call.request_id}
+        reply, after = follow.reply, follow.after
+        headers = {**reply.stream_headers, **reply.location(run.run_id), "X-Request-Id": call.asked.request_id}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
-        events = run.events(dialect)
-        reader = Reader(events, after.attempt, after.offset) if after is not None else Reader(events)
+        events = run.events(reply)
+        attempt, offset = (after.attempt, after.offset) if after is not None else (0, 0)
+        reader = AppendOnlyReader(events, offset) if reply.append_only else Reader(events, attempt, offset)
         stream = EventStream(request, run, reader, events, call.arrived)
         try:
             await stream.serve(until)
@@ -124,10 +151,10 @@ class Runs:
             raise
         except Exception:
             # The status line is out: all that can be said is that the connection is no good.
-            log.exception("stream failed", request_id=call.request_id, run_id=run.run_id)
-            if request.transport is not None:
-                request.transport.abort()
-            raise CutOff("stream failed") from None
+            log.exception("stream failed", request_id=call.asked.request_id, run_id=run.run_id)
+            raise _broken_off(request, "stream failed") from None
+        if reply.breaks_off and not (reader.over and run.ended is not None and run.ended.status in WHOLE):
+            raise _broken_off(request, "the answer is not whole")
         await response.write_eof()
         return response
 
@@ -177,6 +204,13 @@ class Runs:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _broken_off(request: web.Request, why: str) -> CutOff:
+    """Breaks the connection, so that a client sees that it was not told all."""
+    if request.transport is not None:
+        request.transport.abort()
+    return CutOff(why)
 
 
 def _has_heard_all(after: Position, run: Run) -> bool:

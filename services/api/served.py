@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from services.api.dialects import Dialect, Events
+from services.api.dialects import Events, Reply
 from services.api.text import Text
 from shared.contracts.events import RunEnded
 from shared.contracts.problems import Problem
@@ -55,18 +55,18 @@ class ServedRun:
         # Tuples, for one that is told may leave or come back meanwhile.
         self._pumps: tuple[Pump, ...] = ()
         self._paused: tuple[Pump, ...] = ()
-        self._words: dict[str, Events] = {}
+        self._words: dict[Reply, Events] = {}
 
     @property
     def live(self) -> bool:
         """Its end is still to be told."""
         return self.ended is None and self.trouble is None
 
-    def events(self, dialect: Dialect) -> Events:
-        """The words for the run's streams: one set for all readers of a dialect, so that all share the last ones."""
-        words = self._words.get(dialect.prefix)
+    def events(self, reply: Reply) -> Events:
+        """The words for the run's streams: one set for all readers with that reply, so that all share the last ones."""
+        words = self._words.get(reply)
         if words is None:
-            words = self._words[dialect.prefix] = dialect.events(self.run_id)
+            words = self._words[reply] = reply.events(self.run_id)
         return words
 
     def join(self, pump: Pump) -> None:

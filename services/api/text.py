@@ -6,6 +6,7 @@ from itertools import accumulate
 from sys import maxsize
 
 from services.api.dialects import Events
+from shared.contracts.problems import Problem
 from shared.contracts.resources import Run
 
 PIECE_CODE_POINTS = 16 * 1024
@@ -144,6 +145,11 @@ class Reader:
 
     __slots__ = ("_events", "_version", "attempt", "offset", "over")
 
+    can_resume = True
+    """The client may be sent elsewhere for the rest."""
+    diverged = False
+    """The text is not the one any more that the client was told of, and cannot be made to be."""
+
     def __init__(self, events: Events, attempt: int = 0, offset: int = 0) -> None:
         self.attempt = attempt
         self.offset = offset
@@ -170,9 +176,9 @@ class Reader:
             return self._events.ended(text.attempt, text.length, ended)
         return None
 
-    def reconnect(self) -> bytes:
+    def broken(self, problem: Problem) -> bytes:
         """The event that sends the client elsewhere, with its position."""
-        return self._events.reconnect(self.attempt, self.offset)
+        return self._events.broken(self.attempt, self.offset, problem)
 
     def _find_place(self, text: Text, ended: Run | None) -> bytes | None:
         """Text was taken back, or nothing was told yet: what tells the client how much of its text it keeps."""
@@ -187,6 +193,72 @@ class Reader:
         if is_first or before != (self.attempt, self.offset):
             return self._events.started(self.attempt, self.offset, text.model)
         return None
+
+
+class AppendOnlyReader:
+    """The way through a text of a client that can take nothing back.
+
+    It keeps what it has told. When a text is begun anew, nothing is told until the new one has come as far, and nothing
+    more if it took another course. What the client had before is taken to be this text's beginning.
+    """
+
+    __slots__ = ("_confirmed", "_events", "_from", "_told", "_version", "attempt", "diverged", "offset", "over")
+
+    can_resume = False
+
+    def __init__(self, events: Events, offset: int = 0) -> None:
+        self.attempt = 0
+        self.offset = offset
+        self.over = False
+        """The end has been told."""
+        self.diverged = False
+        self._events = events
+        self._from = offset
+        self._told: list[str] = []
+        # How much of what was told the text is known to begin with.
+        self._confirmed = offset
+        self._version = -1
+
+    def next(self, text: Text, ended: Run | None) -> bytes | None:
+        """The next event; None if there is none yet. `ended` is the run once its text is whole and saved."""
+        if self.diverged or not (text.attempt or ended):
+            return None
+        if self._version != text.version:
+            is_first, self._version = self._version < 0, text.version
+            if not is_first:
+                self._confirmed = min(self._confirmed, text.resume(self.attempt, self._confirmed))
+            self.attempt = text.attempt
+            if is_first and text.attempt:
+                return self._events.started(self.attempt, self.offset, text.model)
+        if self._confirmed < self.offset and not self._catches_up(text, ended):
+            return None
+        if self.offset < text.length:
+            offset, piece = self.offset, text.read(self.offset, PIECE_CODE_POINTS)
+            self._told.append(piece)
+            self.offset = self._confirmed = offset + len(piece)
+            return self._events.delta(self.attempt, offset, piece)
+        if ended is not None and not self.over:
+            self.over = True
+            return self._events.ended(text.attempt, text.length, ended)
+        return None
+
+    def broken(self, problem: Problem) -> bytes:
+        """The event that says why nothing more comes."""
+        return self._events.broken(self.attempt, self.offset, problem)
+
+    def _catches_up(self, text: Text, ended: Run | None) -> bool:
+        """Whether the text has come as far as what was told, and is the same."""
+        if self._confirmed < self._from:
+            # What the client had before this stream is not here to be compared.
+            self.diverged = True
+            return False
+        told = "".join(self._told)
+        self._told = [told]
+        known = told[self._confirmed - self._from :]
+        come = text.read(self._confirmed, len(known))
+        self.diverged = not known.startswith(come) or (ended is not None and len(come) < len(known))
+        self._confirmed += len(come)
+        return not self.diverged and self._confirmed == self.offset
 
 
 def _common_prefix(one: str, other: str) -> int:

@@ -16,7 +16,8 @@ from yarl import URL
 from services.api import http as http_module
 from services.api.auth import Keys
 from services.api.dialects import Endpoint
-from services.api.dialects.native import STATUS, Native
+from services.api.dialects.native import Native
+from services.api.dialects.native.problems import STATUS
 from services.api.dialects.native.resources import PREFIX
 from services.api.runs import Runs
 from shared.contracts.chatbots import Chatbot, ChatbotPage, GetChatbot, ListChatbots

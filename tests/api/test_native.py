@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from services.api.dialects import Ask, Command, Follow, Incoming, Position, Submit
-from services.api.dialects.native import STATUS, Native
+from services.api.dialects.native import Native
 from services.api.dialects.native.events import NativeEvents
+from services.api.dialects.native.problems import STATUS
+from services.api.dialects.native.replies import NativeReply
 from services.api.dialects.native.resources import PREFIX
 from shared.contracts.events import MessageDelta, RunStarted
 from shared.contracts.problems import ERROR_CODES, ServiceError
@@ -33,7 +35,7 @@ def parse(
 ) -> Command:
     endpoint = next(one for one in Native.endpoints if (one.method, one.path) == (method, PREFIX + path))
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return endpoint.parse(Incoming("t", {"id": ID}, query, CIMultiDict(headers or {}), raw, new_id()))
+    return endpoint.parse(Incoming("t", "http://api/", {"id": ID}, query, CIMultiDict(headers or {}), raw, new_id()))
 
 
 def fault(method: str, path: str, body: bytes | dict[str, Any] = b"", **more: Any) -> tuple[int, list[str]]:
@@ -269,7 +271,7 @@ def test_position_is_read_from_header_or_query(
 ) -> None:
     headers = {} if header is None else {"last-event-id": header}
     queries = () if query is None else (("after", query),)
-    assert parse("GET", "/runs/{id}/events", query=queries, headers=headers) == Follow("t", ID, position)
+    assert parse("GET", "/runs/{id}/events", query=queries, headers=headers) == Follow("t", ID, position, NativeReply())
 
 
 def test_last_word_on_a_run_is_made_once_for_all_its_readers() -> None:

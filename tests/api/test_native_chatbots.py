@@ -26,7 +26,9 @@ GOOD: dict[str, Any] = {
 def parsed(method: str, path: str, body: bytes) -> Command:
     endpoint = next(one for one in Native.endpoints if (one.method, one.path) == (method, PREFIX + path))
     return endpoint.parse(
-        Incoming(tenant="one", path={"id": "guide"}, query=(), headers={}, body=body, fresh_id=new_id())
+        Incoming(
+            tenant="one", url="http://api/", path={"id": "guide"}, query=(), headers={}, body=body, fresh_id=new_id()
+        )
     )
 
 

@@ -36,6 +36,7 @@ def asked(method: str, path: str, body: bytes = b"", content_type: str = "", que
     command = endpoint.parse(
         Incoming(
             tenant="one",
+            url="http://api/",
             path={"id": "guide", "source_id": SOURCE_ID},
             query=[("limit", query)] if query else [],
             headers={"Content-Type": content_type},

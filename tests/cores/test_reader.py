@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from services.api.dialects.native.events import NativeEvents
 from services.api.text import Reader, Text
+from shared.contracts.problems import Problem
 from shared.contracts.resources import Run
 from tests.cores.event_stream import read
 from tests.cores.examples import examples
@@ -130,7 +131,7 @@ class Client:
             case _:
                 raise AssertionError(name)
         assert place == f"{self.attempt}-{len(self.text)}" + "-end" * self.over
-        [reconnect] = read(self.reader.reconnect())
+        [reconnect] = read(self.reader.broken(Problem(code="unavailable", detail="")))
         assert json.loads(reconnect.data)["after"] == reconnect.id == place.removesuffix("-end")
         true = self.attempts[self.attempt - 1].text if self.attempt else ""
         assert true.startswith(self.text), "told what was never generated"

@@ -11,7 +11,7 @@ from services.api.dialects import sse
 from services.api.dialects.native.events import NativeEvents
 from services.api.text import Reader, Text
 from services.inference_worker.providers.sse import EventParser
-from shared.contracts.problems import RunError
+from shared.contracts.problems import Problem, RunError
 from shared.contracts.resources import Run, RunStatus
 from tests.cores.event_stream import Told, read
 from tests.cores.examples import examples
@@ -47,7 +47,7 @@ def test_text_of_any_characters_comes_through_a_stream_as_it_is(parts: list[tupl
         heard += data["text"]
         assert delta.id == f"1-{len(heard)}"
     assert heard == whole
-    [reconnect] = read(reader.reconnect())
+    [reconnect] = read(reader.broken(Problem(code="unavailable", detail="")))
     assert json.loads(reconnect.data) == {"run_id": RUN_ID, "after": f"1-{len(whole)}"}
 
 

@@ -1,8 +1,8 @@
 """What a dialect is: one HTTP API as a client sees it, pure functions between its bytes and the neutral contracts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from shared.contracts.base import Contract, Request
 from shared.contracts.problems import Problem
@@ -13,20 +13,31 @@ from shared.ids import new_key
 R = TypeVar("R", bound=Contract)
 
 OnDisconnect = Literal["continue", "cancel"]
-RequiredScope = Literal["chat", "admin", "bootstrap"]
-"""What a key must be good for; whoever may do the later of these may do those before it, too."""
+RequiredScope = Literal["public", "chat", "admin", "bootstrap"]
+"""What a key must be good for; whoever may do the later of these may do those before it, too. `public` takes no key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a refusal may refer to: the request's id, the address it was sent to, its headers, whatever their case."""
+
+    request_id: str
+    url: str
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
     """A client's request, read and its key checked.
 
-    path: the variables of the endpoint's path. query: the parameters in their order, decoded. headers: looked up
-    whatever their case. fresh_id: the id of what this request makes, if it makes anything. key_made: gives a new key
-    with the given id, and the part of it that may be shown.
+    tenant: empty if the endpoint takes no key. url: as the client wrote it, with its host. path: the variables of the
+    endpoint's path. query: the parameters in their order, decoded. headers: looked up whatever their case. fresh_id:
+    the id of what this request makes, if it makes anything. key_made: gives a new key with the given id, and the part
+    of it that may be shown.
     """
 
     tenant: str
+    url: str
     path: Mapping[str, str]
     query: Sequence[tuple[str, str]]
     headers: Mapping[str, str]
@@ -71,6 +82,7 @@ class Submit:
     turn: SubmitTurn
     mode: Literal["stream", "whole", "background"]
     on_disconnect: OnDisconnect
+    reply: "Reply"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +92,22 @@ class Follow:
     tenant: str
     run_id: str
     after: Position | None
+    reply: "Reply"
 
 
-Command = Ask[Any] | Submit | Follow
+Steps: TypeAlias = "Generator[Request[Any], Any, Answer | Submit | Follow]"
+"""Several questions to the store, one after the other, each with `yield from asking(...)`; what is returned ends them.
+
+A refusal is raised where it was asked, as ServiceError. Of anything but a GET, all are asked though the client leaves.
+"""
+
+Command = Answer | Ask[Any] | Submit | Follow | Steps
+
+
+def asking(request: Request[R]) -> Generator[Request[Any], Any, R]:
+    """Within steps: asks the store, and gives its reply."""
+    reply: R = yield request
+    return reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +130,19 @@ class Endpoint:
 
 
 class Events(Protocol):
-    """A run's streams in the words of their dialect: each neutral event as the bytes that say it.
+    """A run's streams in the words of a reply: each neutral event as the bytes that say it.
 
-    Positions are code points of the answer. What a dialect has no word for is empty.
+    Positions are code points of the answer. What there is no word for is empty.
     """
 
     def queued(self) -> bytes:
         """The run waits for a worker."""
 
     def started(self, attempt: int, offset: int, model: str) -> bytes:
-        """Keep the first `offset` code points of what you have; the rest comes from there."""
+        """Keep the first `offset` code points of what you have; the rest comes from there.
+
+        On an append-only stream it is said once, before the first text.
+        """
 
     def delta(self, attempt: int, offset: int, text: str) -> bytes:
         """At `offset` comes `text`, which is never empty."""
@@ -122,32 +150,61 @@ class Events(Protocol):
     def ended(self, attempt: int, length: int, run: Run) -> bytes:
         """The run is over; `run.output` is the whole answer, `length` code points of it."""
 
-    def reconnect(self, attempt: int, offset: int) -> bytes:
-        """Nothing more comes on this stream; ask anew, of any replica, for what comes after this position."""
+    def broken(self, attempt: int, offset: int, problem: Problem) -> bytes:
+        """Nothing more comes on this stream, though the run is not over; a client that can resume goes on from here."""
 
     def ping(self) -> bytes:
         """Something that a client skips."""
 
 
-class Dialect(Protocol):
-    """One HTTP API. All it does is pure: the HTTP layer checks keys, asks the store and writes what comes of it."""
+class Reply(Protocol):
+    """How the answer to one request is told. Readers with equal replies share the bytes of a run's events."""
 
-    prefix: str
-    """Every path of the dialect begins with it; a request for an unknown one is refused in this dialect's words."""
-    endpoints: Sequence[Endpoint]
-    stream_headers: Mapping[str, str]
+    @property
+    def append_only(self) -> bool:
+        """Its streams can take nothing back, and cannot be resumed.
 
-    def problem(self, problem: Problem, request_id: str) -> Answer:
-        """A refusal."""
+        Its status line waits for the first text, so that a run that fails at once is refused like any bad request. A
+        run that is begun anew is compared with what was told of it, and goes on where that ends.
+        """
 
-    def accepted(self, run: Run) -> Answer:
-        """A background turn was accepted."""
+    @property
+    def breaks_off(self) -> bool:
+        """Its streams have no words for a failure: the connection is broken, lest the answer be taken for whole."""
 
-    def finished(self, run: Run, request_id: str) -> Answer:
-        """A run has ended, in one response."""
+    @property
+    def stream_headers(self) -> Mapping[str, str]:
+        """The headers of a stream."""
 
     def location(self, run_id: str) -> Mapping[str, str]:
         """The headers that name the run, on a stream as on any other answer."""
 
+    def accepted(self, run: Run) -> Answer:
+        """A background turn was accepted."""
+
+    def finished(self, run: Run, asked: Asked) -> Answer:
+        """A run has ended, in one response."""
+
     def events(self, run_id: str) -> Events:
-        """The words for the streams of this run: all of them share what is returned."""
+        """The words for the streams of this run."""
+
+    def __hash__(self) -> int:
+        """By value, as it is compared."""
+
+
+class Dialect(Protocol):
+    """One HTTP API. All it does is pure: the HTTP layer checks keys, asks the store and writes what comes of it."""
+
+    prefixes: Sequence[str]
+    """Where its paths begin; a request for an unknown one is refused in the words of who has the longest of these."""
+    endpoints: Sequence[Endpoint]
+
+    def problem(self, problem: Problem, asked: Asked) -> Answer:
+        """A refusal."""
+
+
+def failure_of(run: Run) -> Problem:
+    """Why a run that is over has no answer, or only a part of one."""
+    if run.error is None:
+        return Problem(code="internal", detail="The run failed.", run_id=run.id)
+    return Problem(code=run.error.code, detail=run.error.message, run_id=run.id)

@@ -3,6 +3,7 @@
 import orjson
 
 from services.api.dialects import sse
+from shared.contracts.problems import Problem
 from shared.contracts.resources import Run
 
 
@@ -47,7 +48,7 @@ class NativeEvents:
             self._last_word = run, sse.event(name, data, b"%d-%d-end" % (attempt, length))
         return self._last_word[1]
 
-    def reconnect(self, attempt: int, offset: int) -> bytes:
+    def broken(self, attempt: int, offset: int, problem: Problem) -> bytes:
         """`reconnect`, with what to send as Last-Event-ID."""
         after = b"%d-%d" % (attempt, offset)
         return sse.event(b"reconnect", b'{"run_id":"%b","after":"%b"}' % (self._run_id, after), after)

@@ -7,6 +7,7 @@ from pydantic import Field, JsonValue
 
 from services.api.dialects import Ask, Command, Endpoint, Follow, Incoming, OnDisconnect, Position, Submit
 from services.api.dialects.bodies import Body, Query, invalid, make, read_body, read_query
+from services.api.dialects.native.replies import NativeReply
 from services.api.dialects.native.resources import PREFIX, Nothing, ok, path_id
 from shared.contracts.problems import FieldError, refused
 from shared.contracts.resources import InputMessage
@@ -68,7 +69,7 @@ def _submit_turn(call: Incoming) -> Command:
     mode: Literal["stream", "whole", "background"] = (
         "stream" if body.stream else "background" if body.background else "whole"
     )
-    return Submit(turn, mode, body.on_disconnect)
+    return Submit(turn, mode, body.on_disconnect, NativeReply())
 
 
 def _get_run(call: Incoming) -> Command:
@@ -89,7 +90,7 @@ def _follow_run(call: Incoming) -> Command:
     query = read_query(EventsQuery, call.query)
     # An EventSource that has not seen an id yet may send an empty header.
     after = call.headers.get("Last-Event-ID") or query.after
-    return Follow(call.tenant, run_id, None if after is None else _position(after))
+    return Follow(call.tenant, run_id, None if after is None else _position(after), NativeReply())
 
 
 def _input(body: NewTurn) -> tuple[InputMessage, ...]:
