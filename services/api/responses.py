@@ -81,7 +81,7 @@ class EventStream:
         if self._arrived is not None and reader.offset > self._first_offset:
             FIRST_TEXT.observe(time.perf_counter() - self._arrived)
             self._arrived = None
-        if reader.over or reader.diverged or run.trouble is not None or run.leaving:
+        if reader.over or reader.diverged or run.trouble is not None or (run.leaving and reader.can_resume):
             self._wake.set()
 
     async def serve(self, until: float) -> None:
