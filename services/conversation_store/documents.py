@@ -289,9 +289,10 @@ def freeze(command: SubmitTurn, chatbot: ChatbotSettings | None, default_model: 
     if model is None:
         return None
     if chatbot is None:
-        return Frozen(model, command.temperature)
+        return Frozen(model, command.temperature, command.instructions)
     temperature = chatbot.temperature if command.temperature is None else command.temperature
-    return Frozen(model, temperature, chatbot.instructions, chatbot.id, chatbot.has_sources)
+    instructions = command.instructions or chatbot.instructions
+    return Frozen(model, temperature, instructions, chatbot.id, chatbot.has_sources)
 
 
 def new_turn(

@@ -215,8 +215,13 @@ class Submissions:
         past = await self._jobs.past_of_own(command.tenant, conversation_id)
         if past is None:
             return _Standing(await self._open_conversation(command), self._jobs.no_past(), 1)
+        chatbot = past.chatbot
+        if command.chatbot_id is not None and (chatbot is None or chatbot.id != command.chatbot_id):
+            if chatbot is not None:
+                raise invalid("/chatbot_id", "the conversation is with another chatbot")
+            chatbot = await self._chatbot(command.tenant, command.chatbot_id, "/chatbot_id")
         return _Standing(
-            self._frozen(command, past.chatbot),
+            self._frozen(command, chatbot),
             past.history,
             past.newest[0].seq + 1 if past.newest else 1,
             any(turn.is_active or turn.is_waiting or turn.run_id == command.run_id for turn in past.newest),

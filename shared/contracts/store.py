@@ -15,6 +15,7 @@ from shared.contracts.base import (
     ModelName,
     Request,
     TenantId,
+    Text,
     Time,
     Title,
 )
@@ -134,8 +135,8 @@ class SubmitTurn(Request[TurnAccepted]):
     """Answer these messages. Whoever submits makes `run_id`, so that a repeated submit is the same turn.
 
     With `conversation_id` the turn is appended to a conversation that exists, with `conversation` to one that is made
-    if need be, with neither it stands alone: with `chatbot_id` as one of that chatbot's. Over `chat.intake` nobody
-    waits for the reply: it becomes an outcome.
+    if need be, with neither it stands alone. With `chatbot_id` it is answered by that chatbot, if it stands alone or
+    its conversation has none. Over `chat.intake` nobody waits for the reply: it becomes an outcome.
     """
 
     run_id: Id
@@ -149,6 +150,8 @@ class SubmitTurn(Request[TurnAccepted]):
     model: ModelName | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    instructions: Text | None = None
+    """For this turn alone, in place of the chatbot's."""
     metadata: Metadata = Field(default_factory=dict)
     on_busy: OnBusy = "reject"
     """If the conversation has a run at work: refuse, wait for its turn, or cancel all others and take their place."""
@@ -164,8 +167,8 @@ class SubmitTurn(Request[TurnAccepted]):
     def _consistent(self) -> Self:
         if self.conversation_id is not None and self.conversation is not None:
             raise ValueError("conversation_id and conversation exclude each other")
-        if self.chatbot_id is not None and (self.conversation_id is not None or self.conversation is not None):
-            raise ValueError("chatbot_id is for a turn without a conversation: each conversation has its own")
+        if self.chatbot_id is not None and self.conversation is not None:
+            raise ValueError("chatbot_id and conversation exclude each other: it names its own chatbot")
         if self.messages[-1].role != "user":
             raise ValueError("the last message must have the role user")
         return self

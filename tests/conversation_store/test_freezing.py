@@ -33,7 +33,7 @@ async def problem(around: Surroundings, request: Request[Any]) -> Problem:
 
 
 async def a_chatbot(around: Surroundings, **fields: Any) -> Chatbot:
-    given = {"model": "bot-model", "temperature": 0.25, "instructions": "Be brief.", **fields}
+    given: dict[str, Any] = {"model": "bot-model", "temperature": 0.25, "instructions": "Be brief.", **fields}
     return await around.api.call(create_chatbot(**given))
 
 
@@ -64,6 +64,39 @@ async def test_turn_takes_what_its_chatbot_gives_and_what_it_asks_for_itself_com
     job = await answer_to(around, submit_turn("Two", model="mine", temperature=0.0, **own))
     history = [("system", "Be brief."), ("user", "One"), ("assistant", "Hi")]
     assert asks(job) == ("mine", 0.0, [*history, ("user", "Two")])
+
+
+async def test_instructions_of_a_turn_are_for_that_turn_alone(around: Surroundings) -> None:
+    conversation_id = await opened_with(around, await a_chatbot(around))
+    own = {"conversation_id": conversation_id, "subscriber": around.api.process}
+    job = await answer_to(around, submit_turn("One", instructions="Be long.", **own))
+    assert asks(job)[2] == [("system", "Be long."), ("user", "One")]
+    history = [("user", "One"), ("assistant", "Hi")]
+    job = await answer_to(around, submit_turn("Two", **own))
+    assert asks(job)[2] == [("system", "Be brief."), *history, ("user", "Two")]
+    job = await answer_to(around, submit_turn("Three", instructions="Sing.", subscriber=around.api.process))
+    assert asks(job)[2] == [("system", "Sing."), ("user", "Three")]
+
+
+async def test_conversation_without_a_chatbot_may_have_one_for_a_turn(around: Surroundings) -> None:
+    chatbot, other = await a_chatbot(around), await a_chatbot(around, name="Other", instructions="Be rude.")
+    conversation_id = (await around.api.call(create_conversation())).id
+    own = {"conversation_id": conversation_id, "subscriber": around.api.process, "model": None}
+    job = await answer_to(around, submit_turn("One", chatbot_id=chatbot.id, **own))
+    assert asks(job) == ("bot-model", 0.25, [("system", "Be brief."), ("user", "One")])
+    job = await answer_to(around, submit_turn("Two", chatbot_id=other.id, **own))
+    history = [("user", "One"), ("assistant", "Hi")]
+    assert asks(job)[2] == [("system", "Be rude."), *history, ("user", "Two")]
+    refusal = await problem(around, submit_turn("Three", chatbot_id=new_id(), **own))
+    assert [error.path for error in refusal.errors] == ["/chatbot_id"]
+
+
+async def test_conversation_with_a_chatbot_is_with_no_other(around: Surroundings) -> None:
+    chatbot, other = await a_chatbot(around), await a_chatbot(around, name="Other")
+    own = {"conversation_id": await opened_with(around, chatbot), "subscriber": around.api.process, "model": None}
+    refusal = await problem(around, submit_turn("One", chatbot_id=other.id, **own))
+    assert [error.path for error in refusal.errors] == ["/chatbot_id"]
+    assert asks(await answer_to(around, submit_turn("One", chatbot_id=chatbot.id, **own)))[0] == "bot-model"
 
 
 async def test_chatbot_that_gives_nothing_leaves_it_to_the_defaults(around: Surroundings) -> None:
