@@ -1,7 +1,7 @@
-"""Answers the store's requests, one function per message."""
+"""Answers the requests about runs, and what an operator asks for, one function per message."""
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
@@ -12,11 +12,9 @@ from services.conversation_store.dead_letters import DeadLetters, contract
 from services.conversation_store.decisions import SUSPECTS_TOGETHER, suspects_at_once
 from services.conversation_store.documents import Turn
 from services.conversation_store.endings import Endings
-from services.conversation_store.erasure import Erasures
-from services.conversation_store.knowledge import Knowledge
 from services.conversation_store.owners import Owners
-from services.conversation_store.paging import cursor, cut, position, time_and_id, time_cursor
-from services.conversation_store.refusals import found, invalid
+from services.conversation_store.paging import cut, time_and_id, time_cursor
+from services.conversation_store.refusals import found
 from services.conversation_store.repository import Applied, Repository
 from services.conversation_store.retrieval import Retrieval
 from services.conversation_store.shares import Shares
@@ -24,35 +22,23 @@ from services.conversation_store.submission import Submissions
 from services.conversation_store.turns import AttemptLimits, Claim, Watch
 from shared.broker import Broker, Handlers
 from shared.contracts.problems import refused
-from shared.contracts.resources import (
-    Conversation,
-    ConversationMessage,
-    ConversationPage,
-    MessagePage,
-    Run,
-)
+from shared.contracts.resources import Run
 from shared.contracts.store import (
     CancelTurn,
     Checkpoint,
     ClaimRun,
     ClaimVerdict,
-    CreateConversation,
     DeadLetter,
     DeadLetterPage,
-    DeleteConversation,
     Done,
-    GetConversation,
     GetRun,
-    ListConversations,
     ListDeadLetters,
-    ListMessages,
     Ping,
     ReplayDeadLetter,
     RunWatched,
     Standings,
     SubmitTurn,
     TurnAccepted,
-    UpdateConversation,
     WatchRun,
 )
 
@@ -62,9 +48,6 @@ T = TypeVar("T")
 
 WRITE_PATIENCE_S = 10.0
 """Longer than callers wait; what is then not written will be, and all of it may be repeated."""
-
-_LAST = 1_000_000
-"""Past the last message of any turn."""
 
 
 class Requests:
@@ -79,7 +62,6 @@ class Requests:
         dead_letters: DeadLetters,
         *,
         retrieval: Retrieval,
-        erasures: Erasures,
         shares: Shares,
         limits: AttemptLimits,
     ) -> None:
@@ -87,7 +69,6 @@ class Requests:
         self._broker = broker
         self._submissions = submissions
         self._endings = endings
-        self._erasures = erasures
         self._dead_letters = dead_letters
         self._shares = shares
         self._retrieval = retrieval
@@ -98,12 +79,6 @@ class Requests:
         """Which function answers which request."""
         return {
             Ping: self.ping,
-            CreateConversation: self.create_conversation,
-            GetConversation: self.get_conversation,
-            ListConversations: self.list_conversations,
-            UpdateConversation: self.update_conversation,
-            DeleteConversation: self.delete_conversation,
-            ListMessages: self.list_messages,
             SubmitTurn: self.submit_turn,
             GetRun: self.get_run,
             WatchRun: self.watch_run,
@@ -118,61 +93,6 @@ class Requests:
         """The store answers, and so does its database."""
         await self._repository.ping()
         return Done()
-
-    async def create_conversation(self, request: CreateConversation) -> Conversation:
-        """Opens a conversation; the same request again gives the same one."""
-        if request.chatbot_id and not await self._repository.chatbots.settings(request.tenant, request.chatbot_id):
-            raise invalid("/chatbot_id", "there is no such chatbot")
-        opened = await self._repository.create_conversation(request)
-        if opened is None:
-            raise invalid("/conversation_id", "the id is taken")
-        return opened
-
-    async def get_conversation(self, request: GetConversation) -> Conversation:
-        """One conversation."""
-        return found(await self._repository.conversation(request.tenant, request.conversation_id), "conversation")
-
-    async def list_conversations(self, request: ListConversations) -> ConversationPage:
-        """Conversations, newest first."""
-        before = None if request.cursor is None else time_and_id("conversations", request.cursor)
-        rows = await self._repository.conversations(request, before, request.limit + 1)
-        page, more = cut(rows, request.limit, lambda row: len(row.to_json()))
-        following = time_cursor("conversations", page[-1].created_at, page[-1].id) if more else None
-        return ConversationPage(data=tuple(page), next_cursor=following)
-
-    async def update_conversation(self, request: UpdateConversation) -> Conversation:
-        """Renames a conversation, or replaces its metadata."""
-        changes = request.changes.by_name()
-        updated = await self._repository.update_conversation(request.tenant, request.conversation_id, changes)
-        return found(updated, "conversation")
-
-    async def delete_conversation(self, request: DeleteConversation) -> Done:
-        """Deletes a conversation with its texts and cancels the runs that are at work or wait in it."""
-        if not await self._erasures.conversation(request.tenant, request.conversation_id):
-            raise refused("not_found", "there is no such conversation")
-        return Done()
-
-    async def list_messages(self, request: ListMessages) -> MessagePage:
-        """The messages of a conversation."""
-        conversation_id, order = request.conversation_id, request.order
-        start = None if request.cursor is None else _seq_and_n(f"messages.{order}", request.cursor)
-        if not await self._repository.has_conversation(request.tenant, conversation_id):
-            raise refused("not_found", "there is no such conversation")
-        # Every turn has an input and an answer, so this many turns fill the page and begin the next one.
-        turns, rest_is_left = await self._repository.turns_from(
-            conversation_id, start[0] if start else None, order, request.limit // 2 + 2
-        )
-        rows = _rows(turns, await self._retrieval.recall(turns), order, start)
-        page, more = cut(rows, request.limit, lambda row: len(row[2].to_json()))
-        if more:
-            seq, n, _ = rows[len(page)]
-            following = cursor(f"messages.{order}", seq, n)
-        elif rest_is_left:
-            beyond = (turns[-1].seq + 1, 0) if order == "asc" else (turns[-1].seq - 1, _LAST)
-            following = cursor(f"messages.{order}", *beyond)
-        else:
-            following = None
-        return MessagePage(data=tuple(message for _, _, message in page), next_cursor=following)
 
     async def submit_turn(self, request: SubmitTurn) -> TurnAccepted:
         """Accepts a turn."""
@@ -282,26 +202,3 @@ async def _patiently(write: Awaitable[T]) -> T:
             return await write
     except TimeoutError:
         raise refused("unavailable", "the database does not answer", retry_after_s=2) from None
-
-
-def _rows(
-    turns: list[Turn], recalled: Mapping[str, Knowledge], order: str, start: tuple[int, int] | None
-) -> list[tuple[int, int, ConversationMessage]]:
-    rows = []
-    for turn in turns:
-        citations = recalled[turn.id].citations() if turn.id in recalled else ()
-        rows += [(turn.seq, n, message) for n, message in enumerate(turn.messages(citations))]
-    rows.sort(key=lambda row: row[:2], reverse=order == "desc")
-    if start is None:
-        return rows
-    return [row for row in rows if (row[:2] >= start if order == "asc" else row[:2] <= start)]
-
-
-def _seq_and_n(kind: str, given: str) -> tuple[int, int]:
-    try:
-        seq, n = map(int, position(kind, given))
-        if not 0 <= seq < 2**31:
-            raise ValueError
-    except ValueError as error:
-        raise refused("invalid_cursor", "the cursor is not one that this list gave out") from error
-    return seq, n

@@ -12,6 +12,7 @@ from pydantic_settings import NoDecode
 from services.conversation_store.accounts import AccountRequests, Keys
 from services.conversation_store.background import background
 from services.conversation_store.chatbots import Chatbots
+from services.conversation_store.conversations import Conversations
 from services.conversation_store.dead_letters import DeadLetters
 from services.conversation_store.endings import Endings, announcing
 from services.conversation_store.erasure import Erasures
@@ -195,7 +196,6 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             endings,
             dead_letters,
             retrieval=retrieval,
-            erasures=erasures,
             shares=shares,
             limits=AttemptLimits(settings.attempts_max, settings.attempts_fruitless_max),
         )
@@ -207,6 +207,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             keys=Keys(settings.bootstrap_key.get_secret_value(), settings.key_pepper.get_secret_value()),
             default_tenant=DEFAULT_TENANT,
         )
+        conversations = Conversations(repository, erasures, retrieval)
         chatbots = Chatbots(repository, erasures, settings.models_file.known)
         sweeper = Sweeper(repository, broker, tasks, jobs, endings, erasures=erasures, pace=pace or Pace())
         ingestion = Ingestion(repository, broker, Parser(), fetcher, embedding_model=settings.embedding_model)
@@ -214,6 +215,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         handlers = {
             **requests.handlers(),
             **accounts.handlers(),
+            **conversations.handlers(),
             **chatbots.handlers(),
             **sources.handlers(),
             **erasures.handlers(),

@@ -249,7 +249,7 @@ class Submissions:
             raise refused("not_found", "there is no such conversation")
         chatbot = await self._chatbot(command.tenant, wanted.chatbot_id, "/conversation/chatbot_id")
         frozen = self._frozen(command, chatbot)
-        opened = await self._repository.create_conversation(
+        opened = await self._repository.conversations.create(
             CreateConversation(
                 conversation_id=wanted.id,
                 tenant=command.tenant,

@@ -5,6 +5,7 @@ from typing import Any
 
 from services.conversation_store.accounts import AccountRequests
 from services.conversation_store.chatbots import Chatbots
+from services.conversation_store.conversations import Conversations
 from services.conversation_store.erasure import Erasures
 from services.conversation_store.handlers import Requests
 from services.conversation_store.sources import Sources
@@ -20,6 +21,7 @@ def test_the_store_answers_every_request_that_is_declared_and_no_other() -> None
     handlers = {
         **object.__new__(Requests).handlers(),
         **object.__new__(AccountRequests).handlers(),
+        **object.__new__(Conversations).handlers(),
         **object.__new__(Chatbots).handlers(),
         **object.__new__(Sources).handlers(),
         **object.__new__(Erasures).handlers(),

@@ -34,7 +34,7 @@ async def test_each_of_a_crowd_is_told_of_its_own_conversation(
     repository: Repository, documents: AsyncDatabase[dict[str, Any]]
 ) -> None:
     made = [create_conversation() for _ in range(60)]
-    await asyncio.gather(*(repository.create_conversation(one) for one in made))
+    await asyncio.gather(*(repository.conversations.create(one) for one in made))
     for number, one in enumerate(made[:6]):
         for seq in range(1, number + 1):
             await add_turn(repository, one, seq, f"answer {number}.{seq}")
@@ -60,23 +60,23 @@ async def test_each_of_a_crowd_is_told_of_its_own_conversation(
 
 async def test_crowd_of_new_conversations_fails_only_where_an_id_is_taken(repository: Repository) -> None:
     taken = create_conversation(tenant="other", title="theirs")
-    await repository.create_conversation(taken)
+    await repository.conversations.create(taken)
     again = create_conversation(title="mine")
     wanted = [create_conversation() for _ in range(40)] + [
         again,
         again,
         create_conversation(conversation_id=taken.conversation_id),
     ]
-    opened = await asyncio.gather(*(repository.create_conversation(one) for one in wanted))
+    opened = await asyncio.gather(*(repository.conversations.create(one) for one in wanted))
     assert [one and one.id for one in opened] == [one.conversation_id for one in wanted[:-1]] + [None]
-    theirs = await repository.conversation("other", taken.conversation_id)
+    theirs = await repository.conversations.get("other", taken.conversation_id)
     assert theirs is not None
     assert theirs.title == "theirs"
 
 
 async def test_texts_of_more_than_a_document_holds_are_read(repository: Repository) -> None:
     conversation = create_conversation()
-    await repository.create_conversation(conversation)
+    await repository.conversations.create(conversation)
     for seq in range(1, 7):
         await add_turn(repository, conversation, seq, "x" * 3_500_000)
     past = await repository.beginnings.of_turn(TENANT, conversation.conversation_id, 10, 4_000_000)

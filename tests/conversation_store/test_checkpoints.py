@@ -201,7 +201,7 @@ async def test_checkpoint_is_gone_when_the_run_has_ended(runs: Runs) -> None:
 
 async def test_deleted_conversation_takes_no_checkpoint_any_more(runs: Runs) -> None:
     conversation = create_conversation()
-    await runs.repository.create_conversation(conversation)
+    await runs.repository.conversations.create(conversation)
     run_id = await runs.started(conversation_id=conversation.conversation_id)
     await runs.told(progress(run_id, 0, "secret"))
     await runs.repository.erasing.conversations(TENANT, [conversation.conversation_id])

@@ -70,12 +70,12 @@ async def test_turn_is_read_back_as_it_was_inserted(repository: Repository) -> N
 )
 async def test_any_metadata_that_json_allows_is_kept_as_it_is(repository: Repository, metadata: dict[str, Any]) -> None:
     conversation = create_conversation(metadata=metadata)
-    await repository.create_conversation(conversation)
+    await repository.conversations.create(conversation)
     command = submit_turn(metadata=metadata, conversation_id=conversation.conversation_id)
     await repository.turns.insert(document(command))
     await applied(repository.turns.apply(command.run_id, claim()))
     assert (await stored(repository, command.run_id)).run().metadata == metadata
-    found = await repository.conversation(TENANT, conversation.conversation_id)
+    found = await repository.conversations.get(TENANT, conversation.conversation_id)
     assert found is not None
     assert found.metadata == metadata
 
@@ -184,7 +184,7 @@ async def test_command_for_a_turn_of_another_tenant_finds_nothing(repository: Re
 
 async def test_marks_are_written_without_touching_the_state(repository: Repository, documents: Database) -> None:
     conversation = create_conversation()
-    await repository.create_conversation(conversation)
+    await repository.conversations.create(conversation)
     command = submit_turn(conversation_id=conversation.conversation_id)
     await repository.turns.insert(document(command, login="svc"))
     await applied(repository.turns.apply(command.run_id, Cancel()))
@@ -203,7 +203,7 @@ async def test_marks_are_written_without_touching_the_state(repository: Reposito
     assert turn["revision"] == 2
     async with asyncio.timeout(10):
         while True:
-            found = await repository.conversation(TENANT, conversation.conversation_id)
+            found = await repository.conversations.get(TENANT, conversation.conversation_id)
             assert found is not None
             if found.updated_at == later:
                 break
@@ -224,7 +224,7 @@ async def test_deleted_conversation_keeps_its_usage_and_nothing_it_said(
     repository: Repository, documents: Database
 ) -> None:
     conversation = create_conversation(title="secret title", metadata={"secret": 1})
-    await repository.create_conversation(conversation)
+    await repository.conversations.create(conversation)
     done = submit_turn("secret question", conversation_id=conversation.conversation_id, metadata={"secret": 2})
     await repository.turns.insert(document(done, 1))
     await repository.turns.apply(done.run_id, claim())
@@ -245,9 +245,9 @@ async def test_deleted_conversation_keeps_its_usage_and_nothing_it_said(
     assert "secret" not in str(kept)
     assert [turn["usage"]["output_tokens"] for turn in kept[:2]] == [5, 5]
     assert await repository.turn(done.run_id, TENANT) is None
-    assert await repository.conversation(TENANT, conversation.conversation_id) is None
-    assert not await repository.has_conversation(TENANT, conversation.conversation_id)
-    assert await repository.create_conversation(conversation) is None
+    assert await repository.conversations.get(TENANT, conversation.conversation_id) is None
+    assert not await repository.conversations.has(TENANT, conversation.conversation_id)
+    assert await repository.conversations.create(conversation) is None
     assert await repository.erasing.conversations(TENANT, ids) == Removed()
 
 

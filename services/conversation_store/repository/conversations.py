@@ -1,0 +1,108 @@
+"""Keeps conversations."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, cast
+
+from pymongo import DESCENDING, ReturnDocument
+
+from services.conversation_store.documents import (
+    Document,
+    conversation,
+    conversation_changes,
+    new_conversation,
+    present,
+)
+from services.conversation_store.repository.beginnings import NOT_DELETED, Beginnings
+from services.conversation_store.repository.database import Database, asking
+from shared.contracts.resources import Conversation
+from shared.contracts.store import CreateConversation, ListConversations
+
+SEARCHED_TURNS = 1_000
+SEARCHED_TITLES = 1_000
+
+
+class Conversations:
+    """The collection `conversations`. Each raises ServiceError(unavailable) if the database does not answer in time.
+
+    A deleted conversation leaves a tombstone, which nothing here finds.
+    """
+
+    def __init__(self, database: Database, beginnings: Beginnings) -> None:
+        self._conversations = database["conversations"]
+        self._turns = database["turns"]
+        self._beginnings = beginnings
+
+    async def has(self, tenant: str, conversation_id: str) -> bool:
+        """The tenant has such a conversation, and has not deleted it."""
+        with asking():
+            found = await self._conversations.find_one(
+                {"_id": conversation_id, "tenant": tenant, **NOT_DELETED}, {"_id": 1}
+            )
+        return found is not None
+
+    async def get(self, tenant: str, conversation_id: str) -> Conversation | None:
+        """One conversation; None if the tenant has none such."""
+        with asking():
+            document = await self._conversations.find_one({"_id": conversation_id, "tenant": tenant, **NOT_DELETED})
+            return None if document is None else (await self._with_active_runs([document]))[0]
+
+    async def create(self, command: CreateConversation) -> Conversation | None:
+        """Opens a conversation, or gives back the tenant's own that has this id. None if the id is taken."""
+        document = new_conversation(command, present())
+        if (number := await self._beginnings.create(document)) is not None:
+            return conversation({**document, "number": number}, None)
+        return await self.get(command.tenant, command.conversation_id)
+
+    async def update(self, tenant: str, conversation_id: str, changes: Mapping[str, Any]) -> Conversation | None:
+        """Sets fields to their new values by name; None if the tenant has no such conversation."""
+        with asking():
+            updated = await self._conversations.find_one_and_update(
+                {"_id": conversation_id, "tenant": tenant, **NOT_DELETED},
+                {"$set": conversation_changes(changes, present())},
+                return_document=ReturnDocument.AFTER,
+            )
+            document = cast(Document | None, updated)  # Motor's types leave out that there may be none
+            return None if document is None else (await self._with_active_runs([document]))[0]
+
+    async def page(
+        self, wanted: ListConversations, before: tuple[datetime, str] | None, limit: int
+    ) -> list[Conversation]:
+        """Conversations older than the one at `before`, newest first."""
+        query: Document = {"tenant": wanted.tenant, **NOT_DELETED}
+        if wanted.chatbot_id is not None:
+            query["chatbot_id"] = wanted.chatbot_id
+        if before is not None:
+            created_at, id_ = before
+            query["$or"] = [{"created_at": {"$lt": created_at}}, {"created_at": created_at, "_id": {"$lt": id_}}]
+        with asking():
+            if wanted.q is not None:
+                query["_id"] = {"$in": await self._found(wanted.tenant, wanted.q)}
+            newest = self._conversations.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
+            return await self._with_active_runs(await newest.limit(limit).to_list(None))
+
+    async def _with_active_runs(self, documents: Sequence[Document]) -> list[Conversation]:
+        ids = [document["_id"] for document in documents]
+        active = self._turns.find({"conversation_id": {"$in": ids}, "active": True}, {"conversation_id": 1})
+        runs = {turn["conversation_id"]: turn["_id"] for turn in await active.to_list(None)} if ids else {}
+        return [conversation(document, runs.get(document["_id"])) for document in documents]
+
+    async def _found(self, tenant: str, q: str) -> list[str]:
+        # Each word a phrase: all of them must be there, and none of them is MongoDB's syntax.
+        words = " ".join(f'"{word}"' for word in q.replace('"', " ").replace("\\", " ").split())
+        match: Document = {"tenant": tenant, "$text": {"$search": words}}
+        titles = self._conversations.find({**match, **NOT_DELETED}, {"_id": 1})
+        found = {
+            document["_id"]
+            for document in await titles.sort("created_at", DESCENDING).limit(SEARCHED_TITLES).to_list(None)
+        }
+        turns = self._turns.aggregate(
+            [
+                {"$match": {**match, "conversation_id": {"$exists": True}}},
+                {"$project": {"conversation_id": 1, "created_at": 1}},
+                {"$sort": {"created_at": DESCENDING}},
+                {"$limit": SEARCHED_TURNS},
+                {"$group": {"_id": "$conversation_id"}},
+            ]
+        )
+        return list(found | {document["_id"] for document in await turns.to_list(None)})
