@@ -47,7 +47,7 @@ class Conversations:
         }
 
     async def create(self, request: CreateConversation) -> Conversation:
-        """Opens a conversation; the same request again gives the same one."""
+        """Opens a conversation; the same request again, or one of the same foreign id, gives the same one."""
         if request.chatbot_id and not await self._repository.chatbots.settings(request.tenant, request.chatbot_id):
             raise invalid("/chatbot_id", "there is no such chatbot")
         opened = await self._conversations.create(request)
@@ -60,12 +60,13 @@ class Conversations:
         return found(await self._conversations.get(request.tenant, request.conversation_id), "conversation")
 
     async def list(self, request: ListConversations) -> ConversationPage:
-        """Conversations, newest first."""
-        before = None if request.cursor is None else time_and_id("conversations", request.cursor)
-        rows = await self._conversations.page(request, before, request.limit + 1)
+        """Conversations by the time of their creation."""
+        kind = "conversations" if request.order == "desc" else "conversations.asc"
+        after = None if request.cursor is None else time_and_id(kind, request.cursor)
+        rows, total = await self._conversations.page(request, after, request.limit + 1)
         page, more = cut(rows, request.limit, lambda row: len(row.to_json()))
-        following = time_cursor("conversations", page[-1].created_at, page[-1].id) if more else None
-        return ConversationPage(data=tuple(page), next_cursor=following)
+        following = time_cursor(kind, page[-1].created_at, page[-1].id) if more else None
+        return ConversationPage(data=tuple(page), next_cursor=following, total=total)
 
     async def update(self, request: UpdateConversation) -> Conversation:
         """Renames a conversation, or replaces its metadata."""

@@ -426,21 +426,26 @@ def transition(
 
 def new_conversation(command: CreateConversation, now: datetime) -> Document:
     """The document of a conversation that is opened at `now`, but for its number."""
-    return {
+    document: Document = {
         "_id": command.conversation_id,
         "tenant": command.tenant,
         "chatbot_id": command.chatbot_id,
         "title": command.title,
         "metadata": _text_of(command.metadata),
-        "foreign": {dialect: _text_of(kept) for dialect, kept in command.foreign.items()},
+        "foreign": _foreign_texts(command.foreign),
         "created_at": now,
         "updated_at": now,
     }
+    if command.foreign_id is not None:
+        # Left out and not null where there is none: the unique index holds what exists.
+        document["foreign_id"] = command.foreign_id
+    return document
 
 
 def erased_conversation(now: datetime) -> Document:
-    """The fields to set of a conversation that is deleted at `now`."""
-    return {"deleted_at": now, "uncleaned": True, "title": None, "metadata": "{}", "foreign": {}}
+    """The update of a conversation that is deleted at `now`. What a client called it is free again."""
+    bare: Document = {"deleted_at": now, "uncleaned": True, "title": None, "metadata": "{}", "foreign": {}}
+    return {"$set": bare, "$unset": {"foreign_id": ""}}
 
 
 def erased_turn() -> list[Document]:
@@ -476,6 +481,10 @@ def _stored(values: Mapping[str, Any]) -> Document:
     return stored
 
 
+def _foreign_texts(foreign: Mapping[str, Mapping[str, Any]]) -> Document:
+    return {dialect: _text_of(kept) for dialect, kept in foreign.items()}
+
+
 def _foreign(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {dialect: orjson.loads(kept) for dialect, kept in document.get("foreign", {}).items()}
 
@@ -491,6 +500,7 @@ def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conv
         id=document["_id"],
         chatbot_id=document["chatbot_id"],
         number=document.get("number"),
+        foreign_id=document.get("foreign_id"),
         title=document["title"],
         metadata=orjson.loads(document["metadata"]),
         foreign=_foreign(document),
@@ -512,7 +522,7 @@ def new_chatbot(command: CreateChatbot, *, number: int, slug: str, now: datetime
         "temperature": command.temperature,
         "instructions": command.instructions,
         "metadata": _text_of(command.metadata),
-        "foreign": {dialect: _text_of(kept) for dialect, kept in command.foreign.items()},
+        "foreign": _foreign_texts(command.foreign),
         "created_at": now,
         "updated_at": now,
     }

@@ -113,6 +113,12 @@ def _with_zone(moment: datetime) -> datetime:
     return moment
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must consist of printable characters")
+    return text
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
@@ -131,6 +137,9 @@ Document = Annotated[str, StringConstraints(max_length=DOCUMENT_MAX_CHARACTERS),
 Title = Annotated[str, StringConstraints(max_length=200)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
+ForeignId = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
+"""An id that a client of a foreign API has chosen."""
+
 Foreign = dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,50}$")], Metadata]
 """By dialect, what Parley has no meaning for, and keeps for that dialect alone."""
 

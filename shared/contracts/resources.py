@@ -4,7 +4,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.contracts.base import Contract, Cursor, Foreign, Id, Metadata, ModelName, TenantId, Text, Time, Title
+from shared.contracts.base import (
+    Contract,
+    Cursor,
+    Foreign,
+    ForeignId,
+    Id,
+    Metadata,
+    ModelName,
+    TenantId,
+    Text,
+    Time,
+    Title,
+)
 from shared.contracts.problems import RunError
 
 Role = Literal["system", "user", "assistant"]
@@ -83,6 +95,8 @@ class Conversation(Contract):
     chatbot_id: Id | None
     number: int | None = None
     """Small, the tenant's own, and never given to another; null if the conversation is older than such numbers."""
+    foreign_id: ForeignId | None = None
+    """What a client of a foreign API calls it: unique among the tenant's conversations with the same chatbot."""
     title: Title | None
     metadata: Metadata
     foreign: Foreign = Field(default_factory=dict)
@@ -92,10 +106,11 @@ class Conversation(Contract):
 
 
 class ConversationPage(Contract):
-    """Conversations, newest first."""
+    """Conversations in the order asked for. `total` counts all that match, on other pages too, if that was asked."""
 
     data: tuple[Conversation, ...] = Field(strict=False)
     next_cursor: Cursor | None
+    total: int | None = None
 
 
 class ConversationMessage(Contract):

@@ -9,6 +9,7 @@ from shared.contracts.base import (
     Contract,
     Cursor,
     Foreign,
+    ForeignId,
     Id,
     Key,
     Metadata,
@@ -32,7 +33,10 @@ DEADLINE_MAX_S = 900
 PAGE_LIMIT_MAX = 200
 PAGE_LIMIT_DEFAULT = 50
 PageLimit = Annotated[int, Field(ge=1, le=PAGE_LIMIT_MAX)]
+Skip = Annotated[int, Field(ge=0, le=100_000)]
+"""So many are passed over before the page begins: for APIs whose pages have numbers, where a cursor would be better."""
 
+Order = Literal["asc", "desc"]
 
 OnBusy = Literal["reject", "enqueue", "interrupt"]
 Continuation = Literal["prefill", "restart"]
@@ -55,11 +59,12 @@ class CheckKey(Request[KeyGrant]):
 
 
 class CreateConversation(Request[Conversation]):
-    """Open a conversation."""
+    """Open a conversation. If the tenant has one of that `foreign_id` with that chatbot, it is given as it is."""
 
     conversation_id: Id
     tenant: TenantId
     chatbot_id: Id | None
+    foreign_id: ForeignId | None = None
     title: Title | None
     metadata: Metadata
     foreign: Foreign = Field(default_factory=dict)
@@ -73,13 +78,22 @@ class GetConversation(Request[Conversation]):
 
 
 class ListConversations(Request[ConversationPage]):
-    """Conversations, newest first; `q` finds them by title or by what was said in them."""
+    """Conversations by the time of their creation; `q` finds them by title or by what was said in them."""
 
     tenant: TenantId
     chatbot_id: Id | None
     q: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None
+    title: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")] | None = None
+    """Only those whose title holds this, in capitals or not."""
+    created_from: Time | None = None
+    created_to: Time | None = None
+    """Only those that were created at these times or between them."""
+    order: Order = "desc"
     limit: PageLimit
     cursor: Cursor | None
+    skip: Skip = 0
+    count: bool = False
+    """Say how many match in all."""
 
 
 class ConversationChanges(Changes):
@@ -110,7 +124,7 @@ class ListMessages(Request[MessagePage]):
 
     tenant: TenantId
     conversation_id: Id
-    order: Literal["asc", "desc"]
+    order: Order
     limit: PageLimit
     cursor: Cursor | None
 

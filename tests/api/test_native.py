@@ -13,9 +13,10 @@ from services.api.dialects.native import Native
 from services.api.dialects.native.events import NativeEvents
 from services.api.dialects.native.problems import STATUS
 from services.api.dialects.native.replies import NativeReply
-from services.api.dialects.native.resources import PREFIX
+from services.api.dialects.native.resources import PREFIX, answer
 from shared.contracts.events import MessageDelta, RunStarted
 from shared.contracts.problems import ERROR_CODES, ServiceError
+from shared.contracts.resources import Conversation, ConversationPage
 from shared.contracts.store import CancelTurn, ListConversations, ListMessages, UpdateConversation
 from shared.ids import new_id
 from tests.api.conftest import a_run
@@ -283,6 +284,28 @@ def test_last_word_on_a_run_is_made_once_for_all_its_readers() -> None:
     repeated = a_run(ID, status="failed", attempt=2)
     (event,) = SseParser().feed(words.ended(2, 0, repeated))
     assert (event.name, event.id) == ("run.failed", "2-0-end")
+
+
+def test_lists_are_shown_without_what_there_is_for_other_dialects() -> None:
+    run = a_run(ID)
+    conversation = Conversation(
+        id=ID,
+        chatbot_id=None,
+        number=5,
+        foreign_id="theirs",
+        title=None,
+        metadata={"total": 1},
+        foreign={"other": {"a": 1}},
+        active_run_id=None,
+        created_at=run.created_at,
+        updated_at=run.created_at,
+    )
+    conversations = json.loads(answer(200, ConversationPage(data=(conversation,), next_cursor=None, total=1)).body)
+    assert conversations.keys() == {"data", "next_cursor"}
+    [shown] = conversations["data"]
+    hidden = {"foreign", "foreign_id"}
+    assert shown == json.loads(answer(200, conversation).body)
+    assert shown == {name: value for name, value in json.loads(conversation.to_json()).items() if name not in hidden}
 
 
 @given(text=st.text(min_size=1), attempt=st.integers(1, 9), offset=st.integers(0, 10**6))

@@ -12,7 +12,7 @@ from shared.contracts.events import Frame
 from shared.contracts.jobs import AttachRun, FinishRun, GenerateReply
 from shared.contracts.problems import Problem
 from shared.contracts.routes import ROUTES
-from shared.contracts.store import CheckKey, RunWatched, SubmitTurn
+from shared.contracts.store import CheckKey, CreateConversation, ListConversations, RunWatched, SubmitTurn
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -71,6 +71,25 @@ def test_a_turn_that_does_not_fit_is_refused_at_the_place_of_the_fault(
     with pytest.raises(ValidationError) as caught:
         SubmitTurn.read(json.dumps(good | change).encode())
     assert place in [fault["loc"] for fault in caught.value.errors()]
+
+
+@pytest.mark.parametrize("foreign_id", ["", "x" * 201, "a\n", "a\0", "\u200b", 5])
+def test_an_id_that_a_client_chooses_is_short_and_printable(foreign_id: Any) -> None:
+    good: dict[str, Any] = {"conversation_id": RUN_ID, "tenant": "t", "chatbot_id": None, "title": None, "metadata": {}}
+    for chosen in (None, "ü ." * 66):
+        assert CreateConversation.read(json.dumps(good | {"foreign_id": chosen}).encode()).foreign_id == chosen
+    with pytest.raises(ValidationError):
+        CreateConversation.read(json.dumps(good | {"foreign_id": foreign_id}).encode())
+
+
+@pytest.mark.parametrize(
+    "change", [{"skip": -1}, {"skip": 100_001}, {"order": "up"}, {"title": ""}, {"title": "\0"}, {"limit": 201}]
+)
+def test_a_list_is_asked_for_within_bounds(change: dict[str, Any]) -> None:
+    good: dict[str, Any] = {"tenant": "t", "chatbot_id": None, "q": None, "limit": 1, "cursor": None}
+    assert ListConversations.read(json.dumps(good).encode()).order == "desc"
+    with pytest.raises(ValidationError):
+        ListConversations.read(json.dumps(good | change).encode())
 
 
 def test_a_naive_time_is_refused() -> None:

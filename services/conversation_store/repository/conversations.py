@@ -1,10 +1,11 @@
 """Keeps conversations."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from pymongo import DESCENDING, ReturnDocument
+from pymongo import ASCENDING, DESCENDING, ReturnDocument
 
 from services.conversation_store.documents import (
     Document,
@@ -20,6 +21,9 @@ from shared.contracts.store import CreateConversation, ListConversations
 
 SEARCHED_TURNS = 1_000
 SEARCHED_TITLES = 1_000
+
+RACES = 3
+"""So often a conversation of the same foreign id may be opened and deleted in between."""
 
 
 class Conversations:
@@ -43,16 +47,31 @@ class Conversations:
 
     async def get(self, tenant: str, conversation_id: str) -> Conversation | None:
         """One conversation; None if the tenant has none such."""
-        with asking():
-            document = await self._conversations.find_one({"_id": conversation_id, "tenant": tenant, **NOT_DELETED})
-            return None if document is None else (await self._with_active_runs([document]))[0]
+        return await self._one({"_id": conversation_id, "tenant": tenant})
 
     async def create(self, command: CreateConversation) -> Conversation | None:
-        """Opens a conversation, or gives back the tenant's own that has this id. None if the id is taken."""
+        """Opens a conversation, or gives back the tenant's own that has this foreign id, or without one this id.
+
+        None if the id is taken.
+        """
+        if command.foreign_id is None:
+            return await self._open(command) or await self.get(command.tenant, command.conversation_id)
+        named = {name: getattr(command, name) for name in ("tenant", "chatbot_id", "foreign_id")}
+        for _ in range(RACES):
+            # Looked for first: of a client that names its conversations, most requests are about one that is there.
+            if (opened := await self._one(named) or await self._open(command)) is not None:
+                return opened
+        return None
+
+    async def _one(self, which: Document) -> Conversation | None:
+        with asking():
+            document = await self._conversations.find_one({**which, **NOT_DELETED})
+            return None if document is None else (await self._with_active_runs([document]))[0]
+
+    async def _open(self, command: CreateConversation) -> Conversation | None:
         document = new_conversation(command, present())
-        if (number := await self._beginnings.create(document)) is not None:
-            return conversation({**document, "number": number}, None)
-        return await self.get(command.tenant, command.conversation_id)
+        number = await self._beginnings.create(document)
+        return None if number is None else conversation({**document, "number": number}, None)
 
     async def update(self, tenant: str, conversation_id: str, changes: Mapping[str, Any]) -> Conversation | None:
         """Sets fields to their new values by name; None if the tenant has no such conversation."""
@@ -66,20 +85,32 @@ class Conversations:
             return None if document is None else (await self._with_active_runs([document]))[0]
 
     async def page(
-        self, wanted: ListConversations, before: tuple[datetime, str] | None, limit: int
-    ) -> list[Conversation]:
-        """Conversations older than the one at `before`, newest first."""
+        self, wanted: ListConversations, after: tuple[datetime, str] | None, limit: int
+    ) -> tuple[list[Conversation], int | None]:
+        """At most `limit` conversations that follow on the one at `after`, as wanted; how many match, if wanted."""
+        with asking():
+            query = await self._matching(wanted)
+            total = await self._conversations.count_documents(query) if wanted.count else None
+            direction, beyond = (ASCENDING, "$gt") if wanted.order == "asc" else (DESCENDING, "$lt")
+            if after is not None:
+                created_at, id_ = after
+                query["$or"] = [{"created_at": {beyond: created_at}}, {"created_at": created_at, "_id": {beyond: id_}}]
+            found = self._conversations.find(query).sort([("created_at", direction), ("_id", direction)])
+            rows = await found.skip(wanted.skip).limit(limit).to_list(None)
+            return await self._with_active_runs(rows), total
+
+    async def _matching(self, wanted: ListConversations) -> Document:
         query: Document = {"tenant": wanted.tenant, **NOT_DELETED}
         if wanted.chatbot_id is not None:
             query["chatbot_id"] = wanted.chatbot_id
-        if before is not None:
-            created_at, id_ = before
-            query["$or"] = [{"created_at": {"$lt": created_at}}, {"created_at": created_at, "_id": {"$lt": id_}}]
-        with asking():
-            if wanted.q is not None:
-                query["_id"] = {"$in": await self._found(wanted.tenant, wanted.q)}
-            newest = self._conversations.find(query).sort([("created_at", DESCENDING), ("_id", DESCENDING)])
-            return await self._with_active_runs(await newest.limit(limit).to_list(None))
+        if wanted.title is not None:
+            query["title"] = {"$regex": re.escape(wanted.title), "$options": "i"}
+        created = {"$gte": wanted.created_from, "$lte": wanted.created_to}
+        if bounds := {bound: at for bound, at in created.items() if at is not None}:
+            query["created_at"] = bounds
+        if wanted.q is not None:
+            query["_id"] = {"$in": await self._found(wanted.tenant, wanted.q)}
+        return query
 
     async def _with_active_runs(self, documents: Sequence[Document]) -> list[Conversation]:
         ids = [document["_id"] for document in documents]

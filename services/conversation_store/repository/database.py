@@ -212,6 +212,12 @@ INDEXES: dict[str, list[IndexModel]] = {
             [("tenant", ASCENDING), ("chatbot_id", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)],
             name="tenant_chatbot_newest",
         ),
+        IndexModel(
+            [("tenant", ASCENDING), ("chatbot_id", ASCENDING), ("foreign_id", ASCENDING)],
+            name="tenant_chatbot_foreign_id",
+            unique=True,
+            partialFilterExpression={"foreign_id": {"$exists": True}},
+        ),
         IndexModel([("tenant", ASCENDING), ("title", TEXT)], name="tenant_title", default_language="none"),
         IndexModel([("deleted_at", ASCENDING)], name="uncleaned", partialFilterExpression={"uncleaned": True}),
     ],

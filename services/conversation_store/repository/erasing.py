@@ -59,7 +59,7 @@ class Erasing:
         """Removes the texts of these conversations of the tenant, and leaves tombstones."""
         with asking():
             own: Document = {"_id": {"$in": list(ids)}, "tenant": tenant, **NOT_DELETED}
-            deleted = await self._conversations.update_many(own, {"$set": erased_conversation(present())})
+            deleted = await self._conversations.update_many(own, erased_conversation(present()))
             turns: Document = {"conversation_id": {"$in": list(ids)}, "tenant": tenant}
             removed = await self._erase(turns, {"conversation_id": {"$in": list(ids)}, "tenant": tenant})
         return removed.model_copy(update={"conversations": deleted.modified_count})

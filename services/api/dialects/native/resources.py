@@ -1,6 +1,7 @@
 """What the endpoints of all native resources share: paths, pages, and how a resource becomes an answer."""
 
 import re
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -15,7 +16,9 @@ PREFIX = "/chat/v1"
 
 CURSOR_MAX_CHARACTERS = 200
 
-_FOREIGN: dict[str, bool | dict[str, dict[str, bool]]] = {"foreign": True, "data": {"__all__": {"foreign": True}}}
+# What there is for other dialects alone: of a resource, and of a page of them.
+_FOREIGN_OF_RESOURCE: dict[str, Any] = {"foreign": True, "foreign_id": True}
+_FOREIGN: dict[str, Any] = {**_FOREIGN_OF_RESOURCE, "total": True, "data": {"__all__": _FOREIGN_OF_RESOURCE}}
 _REFERENCE: TypeAdapter[str] = TypeAdapter(ChatbotReference)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -37,7 +40,7 @@ def ok(reply: Contract) -> Answer:
 
 
 def answer(status: int, reply: Contract, headers: dict[str, str] | None = None) -> Answer:
-    """The reply as JSON, without what other dialects keep in its resources."""
+    """The reply as JSON, without what there is for other dialects alone."""
     return Answer(
         status,
         reply.model_dump_json(exclude=_FOREIGN).encode(),
