@@ -86,7 +86,7 @@ class Conversations:
         start = None if request.cursor is None else _seq_and_n(f"messages.{order}", request.cursor)
         if not await self._conversations.has(request.tenant, conversation_id):
             raise refused("not_found", "there is no such conversation")
-        # Every turn has an input and an answer, so this many turns fill the page and begin the next one.
+        # Most turns have an input and an answer, so this many turns fill the page and begin the next one.
         turns, rest_is_left = await self._repository.turns_from(
             conversation_id, start[0] if start else None, order, request.limit // 2 + 2
         )

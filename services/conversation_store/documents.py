@@ -1,7 +1,7 @@
 """Translates between MongoDB documents and what the rest of the store works with; pure."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,8 +11,20 @@ import orjson
 from services.conversation_store.turns import PUBLISH_CHECK, TurnState
 from shared.contracts.chatbots import Chatbot, CreateChatbot
 from shared.contracts.problems import RunError
-from shared.contracts.resources import ACTIVE, Citation, Conversation, ConversationMessage, Receipt, Run, Usage
+from shared.contracts.resources import (
+    ACTIVE,
+    NO_MODEL,
+    Citation,
+    Conversation,
+    ConversationMessage,
+    InputMessage,
+    Receipt,
+    Run,
+    Usage,
+)
+from shared.contracts.resources import Turn as TurnResource
 from shared.contracts.store import CreateConversation, SubmitTurn
+from shared.contracts.turns import RecordTurn
 
 Document = dict[str, Any]
 
@@ -116,7 +128,7 @@ class Turn:
 
     @property
     def is_erased(self) -> bool:
-        """Its conversation was deleted, and its texts with it."""
+        """It was deleted, or its conversation was, and its texts with it."""
         return bool(self.document.get("erased"))
 
     @property
@@ -208,6 +220,7 @@ class Turn:
         return Run(
             id=self.id,
             conversation_id=document.get("conversation_id"),
+            number=document.get("seq"),
             status=document["status"],
             attempt=document["attempt"],
             model=document["model"],
@@ -223,12 +236,26 @@ class Turn:
             finished_at=document.get("finished_at"),
         )
 
-    def messages(self, citations: tuple[Citation, ...] = ()) -> list[ConversationMessage]:
-        """The turn's messages: the input, then the answer, which is listed from the start, with its citations."""
+    def resource(self, citations: tuple[Citation, ...] = ()) -> TurnResource:
+        """The turn that clients see; see `run`."""
         document = self.document
-        said = [(message["role"], message["content"]) for message in document["input"]]
-        answered_at = document.get("finished_at") or document.get("started_at") or document["created_at"]
-        times = [document["created_at"]] * len(said) + [answered_at]
+        return TurnResource(
+            number=document.get("seq"),
+            input=_messages(document["input"]),
+            run=self.run(citations),
+            foreign=_foreign(document),
+        )
+
+    def messages(self, citations: tuple[Citation, ...] = ()) -> list[ConversationMessage]:
+        """The turn's messages: the input, then the answer, with its citations.
+
+        The answer is listed from the start; but one that was recorded without an answer never gets any.
+        """
+        document = self.document
+        said = [(message["role"], message["content"], document["created_at"]) for message in document["input"]]
+        if self.text is not None or not document.get("recorded"):
+            answered_at = document.get("finished_at") or document.get("started_at") or document["created_at"]
+            said.append(("assistant", self.text or "", answered_at))
         return [
             ConversationMessage(
                 id=f"{self.id}.{n}",
@@ -236,13 +263,20 @@ class Turn:
                 content=content,
                 run_id=self.id,
                 status=document["status"],
-                citations=citations if n == len(said) else (),
+                citations=citations if n == len(document["input"]) else (),
                 created_at=time,
             )
-            for n, ((role, content), time) in enumerate(
-                zip([*said, ("assistant", self.text or "")], times, strict=True)
-            )
+            for n, (role, content, time) in enumerate(said)
         ]
+
+
+def _messages(said: Sequence[Mapping[str, Any]]) -> tuple[InputMessage, ...]:
+    # They were validated when they came; a long history need not be once more for every turn.
+    return tuple(InputMessage.model_construct(**message) for message in said)
+
+
+def _said(messages: Sequence[InputMessage]) -> list[Document]:
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def _receipt(document: Document) -> Receipt:
@@ -254,7 +288,16 @@ def request_hash(command: SubmitTurn) -> str:
     """Tells a repeated request from another one with the same key: all that decides about the answer."""
     but = {"run_id", "tenant", "key_id", "idempotency_key", "subscriber", "reply_by"}
     # Without what has its default: a field that is added some day makes no other request of what is repeated across it.
-    body = command.model_dump(mode="json", exclude=but, exclude_defaults=True)
+    return _hash(command.model_dump(mode="json", exclude=but, exclude_defaults=True))
+
+
+def recording_hash(command: RecordTurn) -> str:
+    """`request_hash` of a turn that is recorded: it is never that of one that is submitted."""
+    body = command.model_dump(mode="json", exclude={"run_id", "tenant"}, exclude_defaults=True)
+    return _hash(body | {"recorded": True})
+
+
+def _hash(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
@@ -318,7 +361,7 @@ def new_turn(
         "attempt": 0,
         "bases": [],
         "subscribers": [command.subscriber] if command.subscriber else [],
-        "input": [{"role": message.role, "content": message.content} for message in command.messages],
+        "input": _said(command.messages),
         "model": frozen.model,
         "temperature": frozen.temperature,
         "max_tokens": command.max_tokens,
@@ -330,6 +373,8 @@ def new_turn(
         "next_check": now + PUBLISH_CHECK,
         "published": False,
     }
+    if command.foreign:
+        document["foreign"] = _foreign_texts(command.foreign)
     if waits and command.on_busy == "interrupt":
         document["interrupts"] = True
     if frozen.instructions is not None:
@@ -352,6 +397,34 @@ def new_turn(
     elif command.key_id is not None:
         document["key_id"] = command.key_id
     return document
+
+
+def recorded_turn(command: RecordTurn, *, seq: int, now: datetime) -> Document:
+    """The document of a turn that is recorded at `now`: it was completed without any model."""
+    return {
+        "_id": command.run_id,
+        "tenant": command.tenant,
+        "conversation_id": command.conversation_id,
+        "seq": seq,
+        "status": "completed",
+        "recorded": True,
+        "revision": 1,
+        "attempt": 0,
+        "bases": [],
+        "subscribers": [],
+        "input": _said(command.messages),
+        "output": command.answer,
+        "length": len(command.answer or ""),
+        "finish_reason": None if command.answer is None else "stop",
+        "model": NO_MODEL,
+        "metadata": "{}",
+        "foreign": _foreign_texts(command.foreign),
+        "request_hash": recording_hash(command),
+        "created_at": now,
+        "finished_at": now,
+        "deadline": now,
+        "published": True,
+    }
 
 
 def conversation_of(command: SubmitTurn) -> str | None:
@@ -464,7 +537,24 @@ def erased_turn() -> list[Document]:
         "revision": {"$add": ["$revision", 1]},
         "job_left": {"$cond": [has_a_job, True, "$$REMOVE"]},
     }
-    return [{"$set": bare}, {"$unset": ["idempotency_key", "checkpoint", "instructions", "knowledge"]}]
+    texts = ["idempotency_key", "checkpoint", "instructions", "knowledge", "foreign"]
+    return [{"$set": bare}, {"$unset": texts}]
+
+
+def deleted_turn(now: datetime) -> list[Document]:
+    """The update of a turn that is deleted by itself at `now`."""
+    return [*erased_turn(), {"$set": {"deleted_at": now, "uncleaned": True}}]
+
+
+def turn_changes(changes: Mapping[str, Any]) -> Document:
+    """The update for `changes`, which holds new values by name.
+
+    With the revision: who remembers the turn shall tell of it as it is now.
+    """
+    update: Document = {"$inc": {"revision": 1}}
+    if stored := _stored(changes):
+        update["$set"] = stored
+    return update
 
 
 def _stored(values: Mapping[str, Any]) -> Document:

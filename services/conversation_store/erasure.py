@@ -1,8 +1,9 @@
-"""Deletes conversations and chatbots with all their texts: at once for readers, and then until nothing is left."""
+"""Deletes turns, conversations and chatbots with all their texts: at once for readers, then until nothing is left."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
+from typing import Literal
 
 import structlog
 
@@ -19,7 +20,7 @@ from shared.contracts.routes import JOBS
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 50
-"""So many conversations are cleaned with one write: few enough to be done in a moment."""
+"""So many conversations, or turns, are cleaned with one write: few enough to be done in a moment."""
 
 CLEANED_AGAIN_AFTER = timedelta(seconds=60)
 """What was on its way into something while it was deleted has arrived by then."""
@@ -96,6 +97,12 @@ class Erasures:
         await self._erasing.note("conversation", conversation_id, removed)
         return removed.conversations == 1
 
+    async def turn(self, tenant: str, run_id: str) -> bool:
+        """Deletes a turn with its texts and cancels its run; False if the tenant had none such."""
+        removed = await self._erasing.turn(tenant, run_id)
+        await self._cancel_among(tenant, [run_id])
+        return removed.turns == 1
+
     async def chatbot(self, tenant: str, reference: str) -> bool:
         """Deletes a chatbot; False if the tenant had none such. Its conversations follow without being waited for."""
         chatbot_id = await self._repository.chatbots.delete(tenant, reference)
@@ -109,6 +116,15 @@ class Erasures:
         await self._endings.cancel_all(await self._erasing.live_in(tenant, ids), patience=CANCEL_PATIENCE_S)
         return removed
 
+    async def _turns(self, tenant: str, run_ids: Sequence[str]) -> Removed:
+        removed = await self._erasing.turns(tenant, run_ids)
+        await self._cancel_among(tenant, run_ids)
+        return removed
+
+    async def _cancel_among(self, tenant: str, run_ids: Sequence[str]) -> None:
+        live = await self._erasing.live_among(tenant, run_ids)
+        await self._endings.cancel_all(live, patience=CANCEL_PATIENCE_S)
+
     async def _all_of(self, tenant: str, chatbot_id: str, step: Callable[[Removed], Awaitable[None]]) -> None:
         """Of a chatbot, all conversations and all turns without one.
 
@@ -120,9 +136,7 @@ class Erasures:
             if ids:
                 removed = await self._conversations(tenant, ids)
             elif runs:
-                removed = await self._erasing.turns(tenant, runs)
-                live = await self._erasing.live_among(tenant, runs)
-                await self._endings.cancel_all(live, patience=CANCEL_PATIENCE_S)
+                removed = await self._turns(tenant, runs)
             else:
                 removed = await self._erasing.letters(tenant, chatbot_id)
             await step(removed)
@@ -160,14 +174,22 @@ class Erasures:
         """What is due of all that was deleted. Raises ServiceError(unavailable)."""
         # In the background: there may be much to do, and the sweeper has others to look after.
         self._background.start(self._clean_some())
-        before = self._now() - CLEANED_AGAIN_AFTER
-        tombstones = await self._erasing.unclean_conversations(before, at_most)
+        await self._clean_again("conversation", self._conversations, at_most)
+        await self._clean_again("turn", self._turns, at_most)
+
+    async def _clean_again(
+        self,
+        kind: Literal["conversation", "turn"],
+        clean: Callable[[str, Sequence[str]], Awaitable[Removed]],
+        at_most: int,
+    ) -> None:
+        tombstones = await self._erasing.unclean(kind, self._now() - CLEANED_AGAIN_AFTER, at_most)
         tombstones.sort(key=lambda one: one.tenant)
         for tenant, of_tenant in groupby(tombstones, key=lambda one: one.tenant):
             ids = [one.id for one in of_tenant]
             for start in range(0, len(ids), AT_ONCE):
-                await self._conversations(tenant, ids[start : start + AT_ONCE])
-                await self._erasing.cleaned("conversation", ids[start : start + AT_ONCE])
+                await clean(tenant, ids[start : start + AT_ONCE])
+                await self._erasing.cleaned(kind, ids[start : start + AT_ONCE])
 
     def _now(self) -> datetime:
         return self._repository.turns.clock.now()

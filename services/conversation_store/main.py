@@ -38,6 +38,7 @@ from services.conversation_store.shares import Shares
 from services.conversation_store.sources import Sources
 from services.conversation_store.submission import Submissions
 from services.conversation_store.sweeper import Pace, Sweeper
+from services.conversation_store.turn_requests import TurnRequests
 from services.conversation_store.turns import AttemptLimits
 from shared.broker import Broker, open_broker
 from shared.contracts.accounts import LIMIT_MAX, Limits
@@ -208,6 +209,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             default_tenant=DEFAULT_TENANT,
         )
         conversations = Conversations(repository, erasures, retrieval)
+        turns = TurnRequests(repository, erasures, retrieval)
         chatbots = Chatbots(repository, erasures, settings.models_file.known)
         sweeper = Sweeper(repository, broker, tasks, jobs, endings, erasures=erasures, pace=pace or Pace())
         ingestion = Ingestion(repository, broker, Parser(), fetcher, embedding_model=settings.embedding_model)
@@ -216,6 +218,7 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
             **requests.handlers(),
             **accounts.handlers(),
             **conversations.handlers(),
+            **turns.handlers(),
             **chatbots.handlers(),
             **sources.handlers(),
             **erasures.handlers(),

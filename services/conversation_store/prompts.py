@@ -12,6 +12,7 @@ class PastTurn:
     """An earlier turn of the conversation. `output` is empty if it has none (yet).
 
     characters: of all its texts. If they are more than was asked for, there are no messages, and the output is cut.
+    is_recorded: nobody was to answer it.
     """
 
     run_id: str
@@ -21,6 +22,7 @@ class PastTurn:
     characters: int
     messages: tuple[InputMessage, ...]
     output: str
+    is_recorded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class History:
     """The newest turns of a conversation that fit into a budget, as a prompt tells them.
 
     A turn is told whole or not at all, and none is told whose successor did not fit: a model that is shown half an
-    exchange takes the rest for missing. Turns without output are left out.
+    exchange takes the rest for missing. Turns without output are left out, unless they were recorded as they are.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -49,17 +51,20 @@ class History:
         for turn in newest_first:
             if self.is_full:
                 return
-            if not turn.output.strip():
+            has_output = bool(turn.output.strip())
+            if not (has_output or turn.is_recorded):
                 continue
+            answer = (InputMessage.model_construct(role="assistant", content=turn.output),) if has_output else ()
+            told = (*turn.messages, *answer)
             if (
-                len(turn.messages) + 1 > self._messages_left
+                len(told) > self._messages_left
                 or turn.characters > self._characters_left
                 or len(turn.output) > TEXT_MAX_CHARACTERS
             ):
                 self.is_full = True
                 return
-            self._turns.append((*turn.messages, InputMessage.model_construct(role="assistant", content=turn.output)))
-            self._messages_left -= len(turn.messages) + 1
+            self._turns.append(told)
+            self._messages_left -= len(told)
             self._characters_left -= turn.characters
             self.is_full = self._messages_left < 2
 

@@ -33,6 +33,9 @@ ACTIVE: frozenset[str] = frozenset({"queued", "running", "cancelling"})
 LIVE: frozenset[str] = ACTIVE | {"waiting"}
 TERMINAL: frozenset[str] = frozenset({"cancelled", "completed", "failed", "incomplete"})
 
+NO_MODEL: ModelName = "none"
+"""The model of a turn that was recorded, and that no model was asked to answer."""
+
 
 class InputMessage(Contract):
     """One message of a turn's input, or of a prompt."""
@@ -62,6 +65,7 @@ class Citation(Contract):
     """A passage that the prompt held."""
 
     source_id: Id
+    source_number: int | None = None
     title: str
     passage: str
     score: float
@@ -72,6 +76,8 @@ class Run(Contract):
 
     id: Id
     conversation_id: Id | None
+    number: int | None = None
+    """The turn's place in its conversation, counted from 1 and never given to another; null without a conversation."""
     status: RunStatus
     attempt: int
     """0 until a worker has taken the run."""
@@ -109,6 +115,27 @@ class ConversationPage(Contract):
     """Conversations in the order asked for. `total` counts all that match, on other pages too, if that was asked."""
 
     data: tuple[Conversation, ...] = Field(strict=False)
+    next_cursor: Cursor | None
+    total: int | None = None
+
+
+class Turn(Contract):
+    """One exchange: the input messages, and the run that answers them."""
+
+    number: int | None
+    """Its place in its conversation; null without one."""
+    input: tuple[InputMessage, ...] = Field(strict=False)
+    run: Run
+    foreign: Foreign
+
+
+class TurnPage(Contract):
+    """Turns in the order asked for. `total` counts all of the conversation, if that was asked.
+
+    Where turns are long, a page has fewer of them than its limit; what it lacks begins at `next_cursor`.
+    """
+
+    data: tuple[Turn, ...] = Field(strict=False)
     next_cursor: Cursor | None
     total: int | None = None
 

@@ -48,6 +48,7 @@ from shared.contracts.store import (
     UpdateConversation,
     WatchRun,
 )
+from shared.contracts.turns import DeleteTurn, GetTurn, ListTurns, RecordTurn, UpdateTurn
 
 Service = Literal["api", "conversation_store", "inference_worker", "cli", "subscriber", "internal_service"]
 Kind = Literal["rpc", "reply", "work", "control", "frame", "outcome"]
@@ -110,6 +111,11 @@ ROUTES: tuple[Route, ...] = (
         ListSources,
         DeleteSource,
         ListMessages,
+        GetTurn,
+        ListTurns,
+        UpdateTurn,
+        DeleteTurn,
+        RecordTurn,
         SubmitTurn,
         GetRun,
         WatchRun,

@@ -167,6 +167,7 @@ class SubmitTurn(Request[TurnAccepted]):
     instructions: Text | None = None
     """For this turn alone, in place of the chatbot's."""
     metadata: Metadata = Field(default_factory=dict)
+    foreign: Foreign = Field(default_factory=dict)
     on_busy: OnBusy = "reject"
     """If the conversation has a run at work: refuse, wait for its turn, or cancel all others and take their place."""
     idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None

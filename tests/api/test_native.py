@@ -16,7 +16,7 @@ from services.api.dialects.native.replies import NativeReply
 from services.api.dialects.native.resources import PREFIX, answer
 from shared.contracts.events import MessageDelta, RunStarted
 from shared.contracts.problems import ERROR_CODES, ServiceError
-from shared.contracts.resources import Conversation, ConversationPage
+from shared.contracts.resources import Citation, Conversation, ConversationMessage, ConversationPage, MessagePage
 from shared.contracts.store import CancelTurn, ListConversations, ListMessages, UpdateConversation
 from shared.ids import new_id
 from tests.api.conftest import a_run
@@ -286,6 +286,22 @@ def test_last_word_on_a_run_is_made_once_for_all_its_readers() -> None:
     assert (event.name, event.id) == ("run.failed", "2-0-end")
 
 
+RUN_FIELDS = {
+    *("id", "conversation_id", "status", "attempt", "model", "output", "finish_reason", "usage", "error", "receipt"),
+    *("citations", "metadata", "created_at", "started_at", "finished_at"),
+}
+CITATION = Citation(source_id=ID, source_number=3, title="t", passage="p", score=1.0)
+CITATION_FIELDS = {"source_id", "title", "passage", "score"}
+
+
+def test_run_is_shown_without_the_numbers_that_other_dialects_know_it_by() -> None:
+    run = a_run(ID, status="completed", attempt=1, output="abc", number=7, citations=(CITATION,))
+    (event,) = SseParser().feed(NativeEvents(ID).ended(1, 3, run))
+    for shown in (event.data["run"], json.loads(answer(200, run).body)):
+        assert shown.keys() == RUN_FIELDS
+        assert [citation.keys() for citation in shown["citations"]] == [CITATION_FIELDS]
+
+
 def test_lists_are_shown_without_what_there_is_for_other_dialects() -> None:
     run = a_run(ID)
     conversation = Conversation(
@@ -300,12 +316,23 @@ def test_lists_are_shown_without_what_there_is_for_other_dialects() -> None:
         created_at=run.created_at,
         updated_at=run.created_at,
     )
+    message = ConversationMessage(
+        id=f"{ID}.0",
+        role="assistant",
+        content="abc",
+        run_id=ID,
+        status="completed",
+        citations=(CITATION,),
+        created_at=run.created_at,
+    )
     conversations = json.loads(answer(200, ConversationPage(data=(conversation,), next_cursor=None, total=1)).body)
     assert conversations.keys() == {"data", "next_cursor"}
     [shown] = conversations["data"]
     hidden = {"foreign", "foreign_id"}
     assert shown == json.loads(answer(200, conversation).body)
     assert shown == {name: value for name, value in json.loads(conversation.to_json()).items() if name not in hidden}
+    messages = json.loads(answer(200, MessagePage(data=(message,), next_cursor=None)).body)
+    assert messages["data"][0]["citations"] == [{name: getattr(CITATION, name) for name in CITATION_FIELDS}]
 
 
 @given(text=st.text(min_size=1), attempt=st.integers(1, 9), offset=st.integers(0, 10**6))

@@ -9,6 +9,7 @@ from services.conversation_store.conversations import Conversations
 from services.conversation_store.erasure import Erasures
 from services.conversation_store.handlers import Requests
 from services.conversation_store.sources import Sources
+from services.conversation_store.turn_requests import TurnRequests
 from shared.contracts.routes import ROUTES, handled_by
 from tests.stack.rooms import Management
 from tests.stack.services import Stack
@@ -22,6 +23,7 @@ def test_the_store_answers_every_request_that_is_declared_and_no_other() -> None
         **object.__new__(Requests).handlers(),
         **object.__new__(AccountRequests).handlers(),
         **object.__new__(Conversations).handlers(),
+        **object.__new__(TurnRequests).handlers(),
         **object.__new__(Chatbots).handlers(),
         **object.__new__(Sources).handlers(),
         **object.__new__(Erasures).handlers(),

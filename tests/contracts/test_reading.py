@@ -13,6 +13,7 @@ from shared.contracts.jobs import AttachRun, FinishRun, GenerateReply
 from shared.contracts.problems import Problem
 from shared.contracts.routes import ROUTES
 from shared.contracts.store import CheckKey, CreateConversation, ListConversations, RunWatched, SubmitTurn
+from shared.contracts.turns import GetTurn, RecordTurn, TurnChanges
 
 GOLDEN = Path(__file__).parent / "golden"
 RUN_ID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -24,9 +25,19 @@ BY_NAME: dict[str, type[Contract]] = {row.message.__name__: row.message for row 
 def test_yesterdays_bytes_still_parse_and_mean_the_same(path: Path) -> None:
     contract = BY_NAME[path.stem]
     body = path.read_bytes()
-    again = json.loads(contract.read(body).to_json())
     kept = json.loads(body)
-    assert {name: again[name] for name in kept} == kept
+    assert as_yesterday(json.loads(contract.read(body).to_json()), kept) == kept
+
+
+def as_yesterday(today: Any, yesterday: Any) -> Any:
+    """What is there today, without the fields that were not there yesterday, at any depth."""
+    match today, yesterday:
+        case dict(), dict():
+            return {name: as_yesterday(value, yesterday[name]) for name, value in today.items() if name in yesterday}
+        case list(), list() if len(today) == len(yesterday):
+            return [as_yesterday(*pair) for pair in zip(today, yesterday, strict=True)]
+        case _:
+            return today
 
 
 def test_there_is_a_sample_of_what_lives_in_queues_over_an_upgrade() -> None:
@@ -60,6 +71,8 @@ def test_a_sender_cannot_add_a_field_that_is_not_declared() -> None:
         ({"metadata": {"a": 2**63}}, ("metadata",)),
         ({"metadata": {"a": [{"nul\0": 1}]}}, ("metadata",)),
         ({"metadata": {"a": "x" * 20_000}}, ("metadata",)),
+        ({"foreign": {"a": {"b": "x" * 20_000}}}, ("foreign", "a")),
+        ({"foreign": {"No name": {}}}, ("foreign", "No name", "[key]")),
         ({"conversation_id": RUN_ID, "conversation": {"id": RUN_ID}}, ()),
     ],
 )
@@ -82,6 +95,28 @@ def test_an_id_that_a_client_chooses_is_short_and_printable(foreign_id: Any) -> 
         CreateConversation.read(json.dumps(good | {"foreign_id": foreign_id}).encode())
 
 
+@pytest.mark.parametrize("named", [{}, {"run_id": RUN_ID, "number": 1}, {"conversation_id": RUN_ID}, {"number": 1}])
+def test_a_turn_is_named_by_its_id_or_by_its_conversation_and_number(named: dict[str, Any]) -> None:
+    assert GetTurn(tenant="t", run_id=RUN_ID)
+    assert GetTurn(tenant="t", conversation_id=RUN_ID, number=2**31 - 1)
+    for number in (0, -1, 2**31, True):
+        with pytest.raises(ValidationError):
+            GetTurn.model_validate({"tenant": "t", "conversation_id": RUN_ID, "number": number})
+    with pytest.raises(ValidationError):
+        GetTurn.model_validate({"tenant": "t", **named})
+
+
+@pytest.mark.parametrize(
+    "change", [{"messages": []}, {"messages": [{"role": "user", "content": "x"}] * 101}, {"answer": " "}]
+)
+def test_what_is_recorded_has_texts(change: dict[str, Any]) -> None:
+    said = [{"role": "assistant", "content": "x"}]
+    good = {"run_id": RUN_ID, "tenant": "t", "conversation_id": RUN_ID, "messages": said}
+    assert RecordTurn.read(json.dumps(good).encode()).answer is None
+    with pytest.raises(ValidationError):
+        RecordTurn.read(json.dumps(good | change).encode())
+
+
 @pytest.mark.parametrize(
     "change", [{"skip": -1}, {"skip": 100_001}, {"order": "up"}, {"title": ""}, {"title": "\0"}, {"limit": 201}]
 )
@@ -90,6 +125,11 @@ def test_a_list_is_asked_for_within_bounds(change: dict[str, Any]) -> None:
     assert ListConversations.read(json.dumps(good).encode()).order == "desc"
     with pytest.raises(ValidationError):
         ListConversations.read(json.dumps(good | change).encode())
+
+
+def test_changes_of_a_turn_travel_as_what_is_set_and_nothing_else() -> None:
+    assert TurnChanges.read(TurnChanges(foreign={"d": {"a": 1}}).to_json()).by_name() == {"foreign": {"d": {"a": 1}}}
+    assert TurnChanges.read(TurnChanges().to_json()).by_name() == {}
 
 
 def test_a_naive_time_is_refused() -> None:

@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from shared.broker.topology import EXCHANGES, durable_queues
-from shared.contracts import accounts, chatbots, erasure, events, jobs, sources, store
+from shared.contracts import accounts, chatbots, erasure, events, jobs, sources, store, turns
 from shared.contracts.base import Contract, Message, Request
 from shared.contracts.routes import ROUTES, Route
 
@@ -13,7 +13,7 @@ from shared.contracts.routes import ROUTES, Route
 def _messages() -> list[type[Message]]:
     found = [
         item
-        for module in (store, accounts, chatbots, sources, erasure, jobs, events)
+        for module in (store, turns, accounts, chatbots, sources, erasure, jobs, events)
         for item in vars(module).values()
         if inspect.isclass(item) and issubclass(item, Message) and item.__module__ == module.__name__
     ]

@@ -7,6 +7,7 @@ from shared.contracts.chatbots import CreateChatbot
 from shared.contracts.jobs import FinishRun
 from shared.contracts.resources import InputMessage, Usage
 from shared.contracts.store import ClaimRun, CreateConversation, SubmitTurn
+from shared.contracts.turns import RecordTurn
 from shared.ids import new_id
 
 TENANT = "default"
@@ -22,6 +23,13 @@ def submit_turn(text: str = "Hello", **fields: Any) -> SubmitTurn:
         "model": "fake",
     }
     return SubmitTurn(**(defaults | fields))
+
+
+def record_turn(conversation_id: str, *texts: str, **fields: Any) -> RecordTurn:
+    """Messages of the user to be put into a conversation."""
+    said = tuple(InputMessage(role="user", content=text) for text in texts)
+    defaults: dict[str, Any] = {"run_id": new_id(), "tenant": TENANT, "messages": said}
+    return RecordTurn(conversation_id=conversation_id, **(defaults | fields))
 
 
 def create_conversation(**fields: Any) -> CreateConversation:

@@ -11,7 +11,7 @@ import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
 from services.conversation_store import erasure
-from services.conversation_store.documents import present
+from services.conversation_store.documents import deleted_turn, present
 from services.conversation_store.repository import Repository
 from services.conversation_store.sweeper import Pace
 from shared.contracts.base import Request
@@ -20,14 +20,17 @@ from shared.contracts.erasure import Erase, Erasure, Kind, Removed
 from shared.contracts.problems import Problem, ServiceError
 from shared.contracts.routes import JOBS, STORE_INTAKE, STORE_RESULTS
 from shared.contracts.store import (
+    CancelTurn,
     Checkpoint,
     ConversationToUse,
     DeleteConversation,
     GetConversation,
     GetRun,
     ListConversations,
+    ListMessages,
     RunProgress,
 )
+from shared.contracts.turns import DeleteTurn, ListTurns
 from shared.ids import new_id
 from tests.conftest import StartStack
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded
@@ -37,6 +40,7 @@ from tests.conversation_store.making import (
     create_chatbot,
     create_conversation,
     finish_run,
+    record_turn,
     submit_turn,
 )
 from tests.stack.rooms import Vhost
@@ -305,6 +309,116 @@ async def test_dead_turn_of_a_chatbot_loses_its_text_with_it(
         while not await documents.dead_letters.count_documents({"body": {"$ne": None}}):
             await asyncio.sleep(0.05)
     assert (await done(hasty, "chatbot", chatbot.id)).removed == Removed(dead_letters=1)
+    assert await where_marked(documents, vhost) == set()
+
+
+async def turn_of(documents: Database, run_id: str) -> dict[str, Any]:
+    return await documents.turns.find_one({"_id": run_id}) or {}
+
+
+async def clean(documents: Database, run_id: str) -> None:
+    """Returns when the turn was cleaned a second time."""
+    async with asyncio.timeout(DEADLINE_S):
+        while "uncleaned" in await turn_of(documents, run_id):
+            await asyncio.sleep(0.05)
+
+
+async def test_deleted_turn_is_nowhere_any_more_but_its_place_and_its_usage_stay(
+    hasty: Surroundings, documents: Database, vhost: Vhost
+) -> None:
+    conversation_id = (await hasty.api.call(create_conversation())).id
+    first = await asked(hasty, conversation_id=conversation_id, foreign={"other": {MARK: 1}}, idempotency_key="k")
+    await hasty.api.call(claim_run(first))
+    await hasty.worker.publish(finish_run(first, f"{MARK} answer"))
+    async with asyncio.timeout(DEADLINE_S):
+        while (await hasty.api.call(GetRun(tenant=TENANT, run_id=first))).status != "completed":
+            await asyncio.sleep(0.02)
+    recorded = record_turn(conversation_id, f"{MARK} note", answer=f"{MARK} reply", foreign={"other": {MARK: 1}})
+    assert (await hasty.api.call(recorded)).number == 2
+    plain = submit_turn("plain", conversation_id=conversation_id, subscriber=hasty.api.process)
+    await hasty.api.call(plain)
+    await hasty.job()
+    await hasty.api.call(claim_run(plain.run_id))
+    await hasty.worker.publish(finish_run(plain.run_id, "answer"))
+    await hasty.frame()
+
+    for run_id in (recorded.run_id, first):
+        assert (await problem(hasty, DeleteTurn(tenant="other", run_id=run_id))).code == "not_found"
+        await hasty.api.call(DeleteTurn(tenant=TENANT, run_id=run_id))
+        for request in (
+            GetRun(tenant=TENANT, run_id=run_id),
+            DeleteTurn(tenant=TENANT, run_id=run_id),
+            CancelTurn(tenant=TENANT, run_id=run_id),
+        ):
+            assert (await problem(hasty, request)).code == "not_found"
+    assert await where_marked(documents, vhost) == set()
+    listing = ListTurns(tenant=TENANT, conversation_id=conversation_id, order="asc", limit=9, count=True)
+    page = await hasty.api.call(listing)
+    assert ([turn.number for turn in page.data], page.total) == ([3], 1)
+    said = ListMessages(tenant=TENANT, conversation_id=conversation_id, order="asc", limit=9, cursor=None)
+    assert [message.content for message in (await hasty.api.call(said)).data] == ["plain", "answer"]
+    kept = await turn_of(documents, first)
+    assert (kept["usage"]["output_tokens"], kept["seq"]) == (5, 1)
+
+    last = await hasty.api.call(submit_turn("last", conversation_id=conversation_id, idempotency_key="k"))
+    assert (last.run.number, last.replayed) == (4, False)
+    assert [message.content for message in (await hasty.job()).messages] == ["plain", "answer", "last"]
+    await hasty.api.call(DeleteTurn(tenant=TENANT, run_id=last.run.id))
+    assert (await hasty.api.call(record_turn(conversation_id, "again"))).number == 5, "a number is never given again"
+    for run_id in (recorded.run_id, first, last.run.id):
+        await clean(documents, run_id)
+
+
+async def test_deleted_turn_at_work_is_cancelled_and_its_late_text_kept_nowhere(
+    hasty: Surroundings, documents: Database, vhost: Vhost
+) -> None:
+    conversation_id = (await hasty.api.call(create_conversation())).id
+    live = await asked(hasty, conversation_id=conversation_id)
+    await hasty.api.call(claim_run(live))
+    progress = RunProgress(run_id=live, attempt=1, base=0, offset=0, text=f"{MARK} half", tokens=2)
+    await hasty.api.call(Checkpoint(worker="w1", runs=(progress,), finished=()))
+    next_one = submit_turn("next", conversation_id=conversation_id, on_busy="enqueue")
+    await hasty.api.call(next_one)
+    await hasty.api.call(DeleteTurn(tenant=TENANT, run_id=live))
+    assert await where_marked(documents, vhost) == set()
+    assert (await turn_of(documents, live))["status"] == "cancelling"
+    [standing] = (await hasty.api.call(Checkpoint(worker="w1", runs=(progress,), finished=()))).runs
+    assert standing.state == "cancelling"
+    await hasty.worker.publish(finish_run(live, f"{MARK} half an answer", status="cancelled"))
+    # Whoever waited is next, and hears nothing of it.
+    job = await hasty.job()
+    assert (job.run_id, [message.content for message in job.messages]) == (next_one.run_id, ["next"])
+    kept = await turn_of(documents, live)
+    assert (kept["status"], kept["output"], kept["usage"]["output_tokens"]) == ("cancelled", None, 5)
+    await clean(documents, live)
+    assert await where_marked(documents, vhost) == set()
+
+
+async def test_deleted_turn_that_waits_or_stands_alone_is_cancelled_at_once(
+    hasty: Surroundings, documents: Database, vhost: Vhost
+) -> None:
+    conversation_id = (await hasty.api.call(create_conversation())).id
+    await hasty.api.call(submit_turn("plain", conversation_id=conversation_id))
+    await hasty.job()
+    waiting = submit_turn(f"{MARK} waits", conversation_id=conversation_id, on_busy="enqueue")
+    await hasty.api.call(waiting)
+    alone = await asked(hasty)
+    for run_id in (waiting.run_id, alone):
+        await hasty.api.call(DeleteTurn(tenant=TENANT, run_id=run_id))
+        assert (await turn_of(documents, run_id))["status"] == "cancelled"
+        assert (await hasty.api.call(claim_run(run_id))).verdict == "over"
+    assert await where_marked(documents, vhost) == set()
+    assert "expires_at" in await turn_of(documents, alone)
+
+
+async def test_turn_whose_deletion_was_broken_off_is_cancelled_by_a_sweep(
+    hasty: Surroundings, documents: Database, vhost: Vhost
+) -> None:
+    run_id = await asked(hasty)
+    # As a store leaves it that died before it could cancel.
+    await documents.turns.update_one({"_id": run_id}, deleted_turn(present()))
+    await clean(documents, run_id)
+    assert (await turn_of(documents, run_id))["status"] == "cancelled"
     assert await where_marked(documents, vhost) == set()
 
 

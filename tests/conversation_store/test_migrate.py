@@ -32,6 +32,7 @@ TURN_INDEXES = {
     "untold",
     "alone",
     "job_left",
+    "uncleaned",
 }
 
 

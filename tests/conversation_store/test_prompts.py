@@ -1,5 +1,7 @@
 """What of a conversation's history a prompt tells."""
 
+from dataclasses import replace
+
 from services.conversation_store.prompts import Budget, History, PastTurn
 from shared.contracts.resources import InputMessage
 
@@ -24,6 +26,19 @@ def test_turns_without_output_are_left_out() -> None:
     history = History(Budget(10, 100))
     history.extend([turn(3, output="  \n"), turn(2, output=""), turn(1)])
     assert told(history) == ["q1", "a"]
+
+
+def test_turn_that_was_recorded_is_told_also_without_output() -> None:
+    history = History(Budget(4, 100))
+    history.extend([replace(turn(3, output=""), is_recorded=True), replace(turn(2), is_recorded=True), turn(1)])
+    assert told(history) == ["q2", "a", "q3"], "and takes no more of the budget than it has messages"
+
+
+def test_recorded_turn_of_which_nothing_is_left_tells_nothing() -> None:
+    history = History(Budget(10, 100))
+    erased = PastTurn("run-2", 2, False, False, 0, (), "", is_recorded=True)
+    history.extend([turn(3), erased, turn(1)])
+    assert told(history) == ["q1", "a", "q3", "a"]
 
 
 def test_history_keeps_to_its_number_of_messages_in_whole_turns() -> None:

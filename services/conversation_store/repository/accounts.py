@@ -226,7 +226,12 @@ class Accounts:
     ) -> list[DayOfUsage]:
         """Days of usage beyond the day and group at `after`, in order; each day from its first to its last moment."""
         first, last = (datetime(day.year, day.month, day.day, tzinfo=UTC) for day in days)
-        ended = {"tenant": tenant, "finished_at": {"$gte": first, "$lt": last + timedelta(days=1)}}
+        # What was recorded is no run.
+        ended: Document = {
+            "tenant": tenant,
+            "finished_at": {"$gte": first, "$lt": last + timedelta(days=1)},
+            "recorded": None,
+        }
         group: Document = {"day": {"$dateToString": {"date": "$finished_at", "format": "%Y-%m-%d"}}}
         group["of"] = {"$ifNull": [f"${by}_id", ""]} if by is not None else ""
         steps: list[Document] = [

@@ -140,6 +140,7 @@ def past_fields(longest: int) -> Document:
     return {
         "seq": 1,
         "status": 1,
+        "recorded": 1,
         "characters": characters,
         "input": {"$cond": [{"$gt": [characters, longest]}, [], "$input"]},
         "output": {"$substrCP": [output, 0, longest + 1]},
@@ -157,4 +158,5 @@ def past_turn(document: Document) -> PastTurn:
         # They were validated when they came; a long history need not be once more for every turn.
         messages=tuple(InputMessage.model_construct(**message) for message in document["input"]),
         output=document["output"],
+        is_recorded=document.get("recorded", False),
     )

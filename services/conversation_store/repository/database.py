@@ -205,6 +205,7 @@ INDEXES: dict[str, list[IndexModel]] = {
             partialFilterExpression={"expires_at": {"$exists": True}},
         ),
         IndexModel([("chatbot_id", ASCENDING)], name="job_left", partialFilterExpression={"job_left": True}),
+        IndexModel([("deleted_at", ASCENDING)], name="uncleaned", partialFilterExpression={"uncleaned": True}),
     ],
     "conversations": [
         IndexModel([("tenant", ASCENDING), ("created_at", DESCENDING), ("_id", DESCENDING)], name="tenant_newest"),

@@ -3,17 +3,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pymongo import DESCENDING
 
-from services.conversation_store.documents import Document, erased_conversation, erased_turn, present
+from services.conversation_store.documents import (
+    Document,
+    deleted_turn,
+    erased_conversation,
+    erased_turn,
+    present,
+)
 from services.conversation_store.repository.beginnings import NOT_DELETED
-from services.conversation_store.repository.database import Database, asking, local
+from services.conversation_store.repository.database import Collection, Database, asking, local
 from shared.contracts.erasure import Kind, Removed
 from shared.contracts.resources import LIVE
 
 _COLLECTIONS: Mapping[Kind, str] = {"conversation": "conversations", "chatbot": "chatbots"}
+
+Deleted = Kind | Literal["turn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,8 @@ class Erasing:
         self._conversations = database["conversations"]
         self._chatbots = database["chatbots"]
         self._letters = database["dead_letters"]
-        self._by_kind = {kind: local(database[name]) for kind, name in _COLLECTIONS.items()}
+        self._by_kind: dict[Deleted, Collection] = {kind: local(database[name]) for kind, name in _COLLECTIONS.items()}
+        self._by_kind["turn"] = local(self._turns)
 
     async def tombstone(self, kind: Kind, id_: str) -> Tombstone | None:
         """Of a conversation or a chatbot that was deleted."""
@@ -68,6 +77,14 @@ class Erasing:
         """Removes the texts of these turns of the tenant."""
         with asking():
             return await self._erase({"_id": {"$in": list(run_ids)}, "tenant": tenant})
+
+    async def turn(self, tenant: str, run_id: str) -> Removed:
+        """Removes the texts of one turn of the tenant, and leaves a tombstone."""
+        with asking():
+            own: Document = {"_id": run_id, "tenant": tenant, "erased": None}
+            deleted = await self._turns.update_one(own, deleted_turn(present()))
+            removed = await self._erase({"_id": run_id, "tenant": tenant})
+        return removed.model_copy(update={"turns": deleted.modified_count})
 
     async def _erase(self, turns: Document, letters: Document | None = None) -> Removed:
         # Also if all is deleted already, for whoever did that may have died halfway.
@@ -131,14 +148,14 @@ class Erasing:
         with asking():
             await self._chatbots.update_one({"_id": chatbot_id}, {"$set": {"check_at": at}})
 
-    async def unclean_conversations(self, before: datetime, at_most: int) -> list[Tombstone]:
-        """Conversations that were deleted before that time and cleaned only once."""
+    async def unclean(self, kind: Literal["conversation", "turn"], before: datetime, at_most: int) -> list[Tombstone]:
+        """Conversations, or single turns, that were deleted before that time and cleaned only once."""
         uncleaned: Document = {"uncleaned": True, "deleted_at": {"$lt": before}}
         with asking():
-            found = await self._by_kind["conversation"].find(uncleaned).limit(at_most).to_list(None)
+            found = await self._by_kind[kind].find(uncleaned).limit(at_most).to_list(None)
         return [_tombstone(document) for document in found]
 
-    async def cleaned(self, kind: Kind, ids: Sequence[str]) -> None:
+    async def cleaned(self, kind: Deleted, ids: Sequence[str]) -> None:
         """These tombstones need no more cleaning."""
         with asking():
             cleaned = {"$unset": {"uncleaned": "", "check_at": ""}}

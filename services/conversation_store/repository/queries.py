@@ -1,13 +1,13 @@
-"""Opens the repository, whose parts know one collection or one duty each; reads turns."""
+"""Opens the repository, whose parts know one collection or one duty each; reads turns, and writes what is no state."""
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Literal, cast
+from typing import Any, cast
 
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
 
-from services.conversation_store.documents import Document, Turn
+from services.conversation_store.documents import Document, Turn, turn_changes
 from services.conversation_store.paging import PAGE_MAX_BYTES
 from services.conversation_store.prompts import PastTurn
 from services.conversation_store.repository.accounts import Accounts
@@ -21,8 +21,9 @@ from services.conversation_store.repository.erasing import Erasing
 from services.conversation_store.repository.sources import Sources
 from services.conversation_store.repository.sweeping import Sweeps
 from services.conversation_store.repository.waiting import Waiting
-from shared.contracts.store import SubmitTurn
+from shared.contracts.store import Order, SubmitTurn
 
+_WITHOUT_INSTRUCTIONS: Document = {"instructions": 0}
 _WITHOUT_INPUT: Document = {"input": 0, "instructions": 0}
 
 
@@ -117,20 +118,44 @@ class Repository:
             newest = self._turns.find(query, past_fields(longest))
             return [past_turn(turn) for turn in await newest.sort("seq", DESCENDING).limit(limit).to_list(None)]
 
-    async def turns_from(
-        self, conversation_id: str, seq: int | None, order: Literal["asc", "desc"], limit: int
-    ) -> tuple[list[Turn], bool]:
-        """At most `limit` turns of a conversation from `seq` on, itself included.
+    async def turn_at(self, tenant: str, conversation_id: str, seq: int) -> Turn | None:
+        """The turn at that place of a conversation; None if the tenant has none there, or it was erased."""
+        query: Document = {"conversation_id": conversation_id, "seq": seq, "tenant": tenant, "erased": None}
+        with asking():
+            document = await self._turns.find_one(query, _WITHOUT_INSTRUCTIONS)
+        return None if document is None else Turn(document)
 
-        Also whether there may be more because these fill a page already.
+    async def change_turn(self, tenant: str, run_id: str, changes: Mapping[str, Any]) -> Turn | None:
+        """Sets what clients keep with a turn to new values by name; None if the tenant has none such."""
+        with asking():
+            changed = await self._turns.find_one_and_update(
+                {"_id": run_id, "tenant": tenant, "erased": None},
+                turn_changes(changes),
+                projection=_WITHOUT_INSTRUCTIONS,
+                return_document=ReturnDocument.AFTER,
+            )
+        document = cast(Document | None, changed)  # Motor's types leave out that there may be none
+        return None if document is None else Turn(document)
+
+    async def count_turns(self, conversation_id: str) -> int:
+        """How many turns a conversation has."""
+        with asking():
+            return await self._turns.count_documents({"conversation_id": conversation_id, "erased": None})
+
+    async def turns_from(
+        self, conversation_id: str, seq: int | None, order: Order, limit: int, skip: int = 0
+    ) -> tuple[list[Turn], bool]:
+        """At most `limit` turns of a conversation, after the first `skip` from `seq` on, itself included.
+
+        Also whether there may be more: these are so many, or fill a page already.
         """
-        query: Document = {"conversation_id": conversation_id}
+        query: Document = {"conversation_id": conversation_id, "erased": None}
         if seq is not None:
             query["seq"] = {"$gte" if order == "asc" else "$lte": seq}
         turns: list[Turn] = []
         size = 0
         with asking():
-            found = self._turns.find(query, {"instructions": 0}).limit(limit)
+            found = self._turns.find(query, _WITHOUT_INSTRUCTIONS).skip(skip).limit(limit)
             cursor = found.sort("seq", ASCENDING if order == "asc" else DESCENDING)
             async for document in cursor:
                 turns.append(Turn(document))
@@ -138,7 +163,7 @@ class Repository:
                 if size > PAGE_MAX_BYTES:
                     await cursor.close()
                     break
-        return turns, size > PAGE_MAX_BYTES
+        return turns, size > PAGE_MAX_BYTES or len(turns) == limit
 
 
 @asynccontextmanager

@@ -278,7 +278,12 @@ class Sources:
                     {"$lookup": {"from": "sources", "localField": "source_id", "foreignField": "_id", "as": "source"}},
                     {"$unwind": "$source"},
                     {"$match": {"$expr": {"$eq": ["$generation", "$source.generation"]}}},
-                    {"$set": {"title": {"$ifNull": ["$title", "$source.title"]}}},
+                    {
+                        "$set": {
+                            "title": {"$ifNull": ["$title", "$source.title"]},
+                            "source_number": "$source.number",
+                        }
+                    },
                     {"$unset": "source"},
                 ]
             ).to_list(None)
@@ -289,6 +294,7 @@ def _passage(document: Mapping[str, Any]) -> StoredPassage:
     return StoredPassage(
         id=document["_id"],
         source_id=document["source_id"],
+        source_number=document["source_number"],
         title=document["title"] or "",
         heading=document["heading"],
         text=document["text"],

@@ -10,14 +10,20 @@ from services.api.dialects.bodies import Query
 from shared.contracts.base import Contract
 from shared.contracts.chatbots import ChatbotReference
 from shared.contracts.problems import refused
+from shared.contracts.resources import Run
 from shared.contracts.store import PAGE_LIMIT_DEFAULT
 
 PREFIX = "/chat/v1"
 
 CURSOR_MAX_CHARACTERS = 200
 
-# What there is for other dialects alone: of a resource, and of a page of them.
-_FOREIGN_OF_RESOURCE: dict[str, Any] = {"foreign": True, "foreign_id": True}
+# What there is for other dialects alone: of a run, of any other resource, and of a page of them.
+_FOREIGN_OF_RUN: dict[str, Any] = {"number": True, "citations": {"__all__": {"source_number": True}}}
+_FOREIGN_OF_RESOURCE: dict[str, Any] = {
+    "foreign": True,
+    "foreign_id": True,
+    "citations": {"__all__": {"source_number": True}},
+}
 _FOREIGN: dict[str, Any] = {**_FOREIGN_OF_RESOURCE, "total": True, "data": {"__all__": _FOREIGN_OF_RESOURCE}}
 _REFERENCE: TypeAdapter[str] = TypeAdapter(ChatbotReference)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -41,11 +47,13 @@ def ok(reply: Contract) -> Answer:
 
 def answer(status: int, reply: Contract, headers: dict[str, str] | None = None) -> Answer:
     """The reply as JSON, without what there is for other dialects alone."""
-    return Answer(
-        status,
-        reply.model_dump_json(exclude=_FOREIGN).encode(),
-        {"Content-Type": "application/json", **(headers or {})},
-    )
+    return Answer(status, native_json(reply), {"Content-Type": "application/json", **(headers or {})})
+
+
+def native_json(reply: Contract) -> bytes:
+    """The reply as native clients see it."""
+    foreign = _FOREIGN_OF_RUN if isinstance(reply, Run) else _FOREIGN
+    return reply.model_dump_json(exclude=foreign).encode()
 
 
 def path_id(call: Incoming, what: str, variable: str = "id") -> str:
