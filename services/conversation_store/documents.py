@@ -188,6 +188,12 @@ class Turn:
         return "".join(checkpoint) if checkpoint else self.document.get("output")
 
     @property
+    def context(self) -> tuple[InputMessage, ...] | None:
+        """What the prompt tells in place of the conversation's history; None if it tells that."""
+        context = self.document.get("context")
+        return None if context is None else _messages(context)
+
+    @property
     def text_bytes(self) -> int:
         """The size of its texts in UTF-8."""
         texts = [self.text or "", *(message["content"] for message in self.document["input"])]
@@ -373,6 +379,8 @@ def new_turn(
         "next_check": now + PUBLISH_CHECK,
         "published": False,
     }
+    if command.context is not None:
+        document["context"] = _said(command.context)
     if command.foreign:
         document["foreign"] = _foreign_texts(command.foreign)
     if waits and command.on_busy == "interrupt":
@@ -456,6 +464,9 @@ def state_changes(before: TurnState, after: TurnState) -> tuple[Document, list[s
         to_remove += _RESULT_FIELDS
     if (result := after.result) is not None:
         to_remove.append("checkpoint")
+        if not after.dead_lettered:
+            # Else it may be repeated, and then needs what it was to be told.
+            to_remove.append("context")
         to_set |= {
             "length": result.length,
             "finish_reason": result.finish_reason,
@@ -537,7 +548,7 @@ def erased_turn() -> list[Document]:
         "revision": {"$add": ["$revision", 1]},
         "job_left": {"$cond": [has_a_job, True, "$$REMOVE"]},
     }
-    texts = ["idempotency_key", "checkpoint", "instructions", "knowledge", "foreign"]
+    texts = ["idempotency_key", "checkpoint", "context", "instructions", "knowledge", "foreign"]
     return [{"$set": bare}, {"$unset": texts}]
 
 

@@ -192,14 +192,14 @@ class Jobs:
 
     async def _job_of(self, turn: Turn) -> GenerateReply:
         document = turn.document
-        history = self.no_past()
-        if turn.conversation_id is not None:
-            history = (await self.past(turn.conversation_id, turn.seq)).history
+        before = turn.context
+        if before is None:
+            before = await self._history_of(turn)
         messages = tuple(InputMessage.model_construct(**message) for message in document["input"])
         recalled = await self._retrieval.recall([turn])
         instructions = briefed(document.get("instructions"), recalled.get(turn.id))
 
-        def job(history: History) -> GenerateReply:
+        def job(before: Sequence[InputMessage]) -> GenerateReply:
             return new_job(
                 run_id=turn.id,
                 tenant=turn.tenant,
@@ -207,18 +207,23 @@ class Jobs:
                 temperature=document["temperature"],
                 max_tokens=document["max_tokens"],
                 instructions=instructions,
-                history=history,
+                before=before,
                 messages=messages,
                 deadline=turn.deadline,
                 queued_at=turn.state().queued_at or turn.state().created_at,
             )
 
         try:
-            return job(history)
+            return job(before)
         except ServiceError:
             # It was accepted, and the history that has grown meanwhile is no reason not to answer it.
             log.warning("job without its history, which is too long", run_id=turn.id)
-            return job(self.no_past())
+            return job(())
+
+    async def _history_of(self, turn: Turn) -> tuple[InputMessage, ...]:
+        if turn.conversation_id is None:
+            return ()
+        return (await self.past(turn.conversation_id, turn.seq)).history.messages()
 
 
 def new_job(
@@ -229,12 +234,15 @@ def new_job(
     temperature: float | None,
     max_tokens: int | None,
     instructions: str | None,
-    history: History,
+    before: Sequence[InputMessage],
     messages: Sequence[InputMessage],
     deadline: datetime,
     queued_at: datetime,
 ) -> GenerateReply:
-    """The job that answers `messages` after that history, by those instructions. Raises ServiceError(too_large)."""
+    """The job that answers `messages`, by those instructions, after what was said before.
+
+    Raises ServiceError(too_large).
+    """
     # It was validated when it came, and need not be once more for every turn.
     first = () if instructions is None else (InputMessage.model_construct(role="system", content=instructions),)
     job = GenerateReply(
@@ -243,7 +251,7 @@ def new_job(
         model=model,
         temperature=temperature,
         max_tokens=max_tokens,
-        messages=(*first, *history.messages(), *messages),
+        messages=(*first, *before, *messages),
         deadline=deadline,
         queued_at=queued_at,
     )

@@ -34,7 +34,7 @@ from services.conversation_store.turns import Adopt, Withdraw
 from shared.backoff import pauses
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.problems import ServiceError, refused
-from shared.contracts.resources import Citation
+from shared.contracts.resources import Citation, InputMessage
 from shared.contracts.store import CreateConversation, SubmitTurn, TurnAccepted
 
 log = structlog.get_logger(__name__)
@@ -191,9 +191,11 @@ class Submissions:
         )
         if knowledge is not None:
             document["knowledge"] = knowledge.kept()
-        # Of a turn that waits, to see whether there can ever be one: its history is read when it is its turn.
-        history = self._jobs.no_past() if waits else standing.history
-        job = _job(command, frozen, knowledge, history, document["deadline"])
+        before = command.context
+        if before is None:
+            # Of a turn that waits, to see whether there can ever be a job: its history is read when it is its turn.
+            before = () if waits else standing.history.messages()
+        job = _job(command, frozen, knowledge, before, document["deadline"])
         if not await self._inserted(document, leave_at):
             return None
         if entering is not None:
@@ -383,7 +385,11 @@ def _made_before(command: SubmitTurn, rivals: Sequence[Turn]) -> Turn | None:
 
 
 def _job(
-    command: SubmitTurn, frozen: Frozen, knowledge: Knowledge | None, history: History, deadline: datetime
+    command: SubmitTurn,
+    frozen: Frozen,
+    knowledge: Knowledge | None,
+    before: Sequence[InputMessage],
+    deadline: datetime,
 ) -> GenerateReply:
     return new_job(
         run_id=command.run_id,
@@ -392,7 +398,7 @@ def _job(
         temperature=frozen.temperature,
         max_tokens=command.max_tokens,
         instructions=briefed(frozen.instructions, knowledge),
-        history=history,
+        before=before,
         messages=command.messages,
         deadline=deadline,
         queued_at=present(),

@@ -161,6 +161,9 @@ class SubmitTurn(Request[TurnAccepted]):
     conversation: ConversationToUse | None = None
     chatbot_id: Id | None = None
     messages: Annotated[tuple[InputMessage, ...], Field(min_length=1, max_length=100, strict=False)]
+    context: Annotated[tuple[InputMessage, ...], Field(max_length=1_000, strict=False)] | None = None
+    """What was said before, if it is not what the conversation holds: told to the model before `messages`, and kept
+    only until the run is over. None: the conversation's own history; empty: nothing."""
     model: ModelName | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None

@@ -373,7 +373,8 @@ async def test_deleted_turn_at_work_is_cancelled_and_its_late_text_kept_nowhere(
     hasty: Surroundings, documents: Database, vhost: Vhost
 ) -> None:
     conversation_id = (await hasty.api.call(create_conversation())).id
-    live = await asked(hasty, conversation_id=conversation_id)
+    told_before = submit_turn(f"{MARK} before").messages
+    live = await asked(hasty, conversation_id=conversation_id, context=told_before)
     await hasty.api.call(claim_run(live))
     progress = RunProgress(run_id=live, attempt=1, base=0, offset=0, text=f"{MARK} half", tokens=2)
     await hasty.api.call(Checkpoint(worker="w1", runs=(progress,), finished=()))

@@ -154,7 +154,9 @@ async def test_turn_of_an_earlier_release_is_told_as_it_is(around: Surroundings,
     conversation = await opened(around)
     run_id = await answered(around, conversation.id, "q", "a")
     stored = await documents.turns.find_one({"_id": run_id}) or {}
-    assert {"foreign", "recorded", "deleted_at"} & stored.keys() == set(), "so it is as an earlier one wrote it"
+    assert {"foreign", "context", "recorded", "deleted_at"} & stored.keys() == set(), (
+        "so it is as an earlier one wrote it"
+    )
     turn = await told_of(around, run_id)
     assert (turn.number, turn.foreign, turn.run.output) == (1, {}, "a")
     changes = TurnChanges(foreign={"d": {"a": 1}})

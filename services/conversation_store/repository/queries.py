@@ -23,8 +23,8 @@ from services.conversation_store.repository.sweeping import Sweeps
 from services.conversation_store.repository.waiting import Waiting
 from shared.contracts.store import Order, SubmitTurn
 
-_WITHOUT_INSTRUCTIONS: Document = {"instructions": 0}
-_WITHOUT_INPUT: Document = {"input": 0, "instructions": 0}
+_WITHOUT_PROMPT: Document = {"instructions": 0, "context": 0}
+_WITHOUT_INPUT: Document = {**_WITHOUT_PROMPT, "input": 0}
 
 
 class Repository:
@@ -122,7 +122,7 @@ class Repository:
         """The turn at that place of a conversation; None if the tenant has none there, or it was erased."""
         query: Document = {"conversation_id": conversation_id, "seq": seq, "tenant": tenant, "erased": None}
         with asking():
-            document = await self._turns.find_one(query, _WITHOUT_INSTRUCTIONS)
+            document = await self._turns.find_one(query, _WITHOUT_PROMPT)
         return None if document is None else Turn(document)
 
     async def change_turn(self, tenant: str, run_id: str, changes: Mapping[str, Any]) -> Turn | None:
@@ -131,7 +131,7 @@ class Repository:
             changed = await self._turns.find_one_and_update(
                 {"_id": run_id, "tenant": tenant, "erased": None},
                 turn_changes(changes),
-                projection=_WITHOUT_INSTRUCTIONS,
+                projection=_WITHOUT_PROMPT,
                 return_document=ReturnDocument.AFTER,
             )
         document = cast(Document | None, changed)  # Motor's types leave out that there may be none
@@ -155,7 +155,7 @@ class Repository:
         turns: list[Turn] = []
         size = 0
         with asking():
-            found = self._turns.find(query, _WITHOUT_INSTRUCTIONS).skip(skip).limit(limit)
+            found = self._turns.find(query, _WITHOUT_PROMPT).skip(skip).limit(limit)
             cursor = found.sort("seq", ASCENDING if order == "asc" else DESCENDING)
             async for document in cursor:
                 turns.append(Turn(document))
