@@ -81,7 +81,7 @@ _STATE_FIELDS = frozenset(field.name for field in fields(TurnState)) - {
     "result",
 }
 
-_RESULT_FIELDS = ("output", "length", "finish_reason", "usage", "error", "receipt")
+_RESULT_FIELDS = ("output", "output_words", "length", "finish_reason", "usage", "error", "receipt")
 
 _CHECKPOINTED_TEXT: Document = {
     "$reduce": {
@@ -319,6 +319,8 @@ def new_turn(
         "bases": [],
         "subscribers": [command.subscriber] if command.subscriber else [],
         "input": [{"role": message.role, "content": message.content} for message in command.messages],
+        # Counted now: the texts may be gone when somebody asks what was used.
+        "input_words": sum(len(message.content.split()) for message in command.messages),
         "model": frozen.model,
         "temperature": frozen.temperature,
         "max_tokens": command.max_tokens,
@@ -347,6 +349,8 @@ def new_turn(
         document |= {"in_line": True, "next_check": document["deadline"]}
     if command.idempotency_key is not None:
         document["idempotency_key"] = command.idempotency_key
+    if command.end_user is not None:
+        document["end_user"] = command.end_user
     if login is not None:
         document |= {"login": login, "outcome_pending": True}
     elif command.key_id is not None:
@@ -392,6 +396,8 @@ def state_changes(before: TurnState, after: TurnState) -> tuple[Document, list[s
         }
         if not result.keeps_checkpoint:
             to_set["output"] = result.output
+        if result.output is not None:
+            to_set["output_words"] = len(result.output.split())
     return to_set, to_remove
 
 

@@ -113,6 +113,12 @@ def _with_zone(moment: datetime) -> datetime:
     return moment
 
 
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must consist of printable characters")
+    return text
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
@@ -130,6 +136,9 @@ Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_CHARACTERS), AfterVa
 Document = Annotated[str, StringConstraints(max_length=DOCUMENT_MAX_CHARACTERS), AfterValidator(_not_blank)]
 Title = Annotated[str, StringConstraints(max_length=200)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+EndUser = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_printable)]
+"""Whom a client asks for, by the client's own name for them."""
+
 Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
 Foreign = dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]{1,50}$")], Metadata]
 """By dialect, what Parley has no meaning for, and keeps for that dialect alone."""

@@ -8,6 +8,7 @@ from shared.contracts.base import (
     Changes,
     Contract,
     Cursor,
+    EndUser,
     Foreign,
     Id,
     Key,
@@ -146,6 +147,8 @@ class SubmitTurn(Request[TurnAccepted]):
     conversation_id: Id | None = None
     conversation: ConversationToUse | None = None
     chatbot_id: Id | None = None
+    end_user: EndUser | None = None
+    """By whom usage can be told apart later."""
     messages: Annotated[tuple[InputMessage, ...], Field(min_length=1, max_length=100, strict=False)]
     model: ModelName | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None

@@ -3,6 +3,7 @@
 import orjson
 
 from services.api.dialects import sse
+from services.api.dialects.native.resources import native_json
 from shared.contracts.problems import Problem
 from shared.contracts.resources import Run
 
@@ -44,7 +45,7 @@ class NativeEvents:
         # It holds the whole answer, and a thousand readers share it.
         if self._last_word is None or self._last_word[0] is not run:
             name = {"completed": b"run.completed", "cancelled": b"run.cancelled"}.get(run.status, b"run.failed")
-            data = b'{"run_id":"%b","run":%b}' % (self._run_id, run.to_json())
+            data = b'{"run_id":"%b","run":%b}' % (self._run_id, native_json(run))
             self._last_word = run, sse.event(name, data, b"%d-%d-end" % (attempt, length))
         return self._last_word[1]
 

@@ -1,6 +1,7 @@
 """What the endpoints of all native resources share: paths, pages, and how a resource becomes an answer."""
 
 import re
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -9,13 +10,28 @@ from services.api.dialects.bodies import Query
 from shared.contracts.base import Contract
 from shared.contracts.chatbots import ChatbotReference
 from shared.contracts.problems import refused
+from shared.contracts.resources import Run
 from shared.contracts.store import PAGE_LIMIT_DEFAULT
 
 PREFIX = "/chat/v1"
 
 CURSOR_MAX_CHARACTERS = 200
 
-_FOREIGN: dict[str, bool | dict[str, dict[str, bool]]] = {"foreign": True, "data": {"__all__": {"foreign": True}}}
+# What there is for other dialects alone: of a run, of any other resource, and of a page of them.
+_FOREIGN_OF_RUN: dict[str, Any] = {"number": True, "citations": {"__all__": {"source_number": True}}}
+_FOREIGN_OF_RESOURCE: dict[str, Any] = {
+    "foreign": True,
+    "foreign_id": True,
+    "foreign_keys": True,
+    "file_name": True,
+    "size": True,
+    "words": True,
+    "tokens": True,
+    "input_words": True,
+    "output_words": True,
+    "citations": {"__all__": {"source_number": True}},
+}
+_FOREIGN: dict[str, Any] = {**_FOREIGN_OF_RESOURCE, "total": True, "data": {"__all__": _FOREIGN_OF_RESOURCE}}
 _REFERENCE: TypeAdapter[str] = TypeAdapter(ChatbotReference)
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -37,12 +53,14 @@ def ok(reply: Contract) -> Answer:
 
 
 def answer(status: int, reply: Contract, headers: dict[str, str] | None = None) -> Answer:
-    """The reply as JSON, without what other dialects keep in its resources."""
-    return Answer(
-        status,
-        reply.model_dump_json(exclude=_FOREIGN).encode(),
-        {"Content-Type": "application/json", **(headers or {})},
-    )
+    """The reply as JSON, without what there is for other dialects alone."""
+    return Answer(status, native_json(reply), {"Content-Type": "application/json", **(headers or {})})
+
+
+def native_json(reply: Contract) -> bytes:
+    """The reply as native clients see it."""
+    foreign = _FOREIGN_OF_RUN if isinstance(reply, Run) else _FOREIGN
+    return reply.model_dump_json(exclude=foreign).encode()
 
 
 def path_id(call: Incoming, what: str, variable: str = "id") -> str:
