@@ -438,7 +438,7 @@ def new_conversation(command: CreateConversation, now: datetime) -> Document:
         "chatbot_id": command.chatbot_id,
         "title": command.title,
         "metadata": _text_of(command.metadata),
-        "foreign": {dialect: _text_of(kept) for dialect, kept in command.foreign.items()},
+        "foreign": foreign_texts(command.foreign),
         "created_at": now,
         "updated_at": now,
     }
@@ -468,27 +468,33 @@ def erased_turn() -> list[Document]:
     return [{"$set": bare}, {"$unset": ["idempotency_key", "checkpoint", "instructions", "knowledge"]}]
 
 
-def _stored(values: Mapping[str, Any]) -> Document:
+def foreign_texts(foreign: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """How it is stored what dialects keep."""
+    return {dialect: _text_of(kept) for dialect, kept in foreign.items()}
+
+
+def stored(values: Mapping[str, Any]) -> Document:
     """The fields to set for new values by name; of what is foreign, only what those dialects keep."""
-    stored: Document = {}
+    fields: Document = {}
     for name, value in values.items():
         match name:
             case "metadata":
-                stored[name] = _text_of(value)
+                fields[name] = _text_of(value)
             case "foreign":
-                stored |= {f"foreign.{dialect}": _text_of(kept) for dialect, kept in value.items()}
+                fields |= {f"foreign.{dialect}": text for dialect, text in foreign_texts(value).items()}
             case _:
-                stored[name] = value
-    return stored
+                fields[name] = value
+    return fields
 
 
-def _foreign(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def foreign_of(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What dialects keep in a resource, given by its document."""
     return {dialect: orjson.loads(kept) for dialect, kept in document.get("foreign", {}).items()}
 
 
 def conversation_changes(changes: Mapping[str, Any], now: datetime) -> Document:
     """The fields to set for `changes`, which holds new titles and metadata by name."""
-    return {**_stored(changes), "updated_at": now}
+    return {**stored(changes), "updated_at": now}
 
 
 def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conversation:
@@ -499,7 +505,7 @@ def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conv
         number=document.get("number"),
         title=document["title"],
         metadata=orjson.loads(document["metadata"]),
-        foreign=_foreign(document),
+        foreign=foreign_of(document),
         active_run_id=active_run_id,
         created_at=document["created_at"],
         updated_at=document["updated_at"],
@@ -508,7 +514,7 @@ def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conv
 
 def new_chatbot(command: CreateChatbot, *, number: int, slug: str, now: datetime) -> Document:
     """The document of a chatbot that is made at `now`."""
-    return {
+    document: Document = {
         "_id": command.chatbot_id,
         "tenant": command.tenant,
         "number": number,
@@ -518,20 +524,30 @@ def new_chatbot(command: CreateChatbot, *, number: int, slug: str, now: datetime
         "temperature": command.temperature,
         "instructions": command.instructions,
         "metadata": _text_of(command.metadata),
-        "foreign": {dialect: _text_of(kept) for dialect, kept in command.foreign.items()},
+        "foreign": foreign_texts(command.foreign),
         "created_at": now,
         "updated_at": now,
     }
+    if command.foreign_keys:
+        # Left out and not empty where there are none: the unique index holds what exists.
+        document["foreign_keys"] = list(command.foreign_keys)
+    return document
 
 
 def chatbot_changes(changes: Mapping[str, Any], now: datetime) -> Document:
-    """The fields to set for `changes`, which holds new values by name."""
-    return {**_stored(changes), "updated_at": now}
+    """The update for `changes`, which holds new values by name."""
+    to_set = {**stored(changes), "updated_at": now}
+    keys = to_set.pop("foreign_keys", None)
+    if keys is None:
+        return {"$set": to_set}
+    if not keys:
+        return {"$set": to_set, "$unset": {"foreign_keys": ""}}
+    return {"$set": {**to_set, "foreign_keys": list(keys)}}
 
 
 def deleted_chatbot(now: datetime) -> tuple[Document, list[str]]:
     """The fields to set, and those to remove, of a chatbot that is deleted at `now`."""
-    texts = ["name", "slug", "model", "temperature", "instructions", "metadata", "foreign"]
+    texts = ["name", "slug", "model", "temperature", "instructions", "metadata", "foreign", "foreign_keys"]
     return {"deleted_at": now, "uncleaned": True, "check_at": LONG_DUE}, texts
 
 
@@ -546,7 +562,8 @@ def chatbot(document: Mapping[str, Any]) -> Chatbot:
         temperature=document["temperature"],
         instructions=document["instructions"],
         metadata=orjson.loads(document["metadata"]),
-        foreign=_foreign(document),
+        foreign=foreign_of(document),
+        foreign_keys=tuple(document.get("foreign_keys", ())),
         created_at=document["created_at"],
         updated_at=document["updated_at"],
     )

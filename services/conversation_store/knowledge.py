@@ -35,6 +35,7 @@ class StoredPassage:
 
     id: str
     source_id: str
+    source_number: int
     title: str
     heading: str
     text: str
@@ -68,7 +69,13 @@ class Knowledge:
         """The passages as their readers see them."""
         there = self.passages or {}
         return tuple(
-            Citation(source_id=passage.source_id, title=passage.title, passage=passage.text, score=one.score)
+            Citation(
+                source_id=passage.source_id,
+                source_number=passage.source_number,
+                title=passage.title,
+                passage=passage.text,
+                score=one.score,
+            )
             for one in self.cited
             if (passage := there.get(one.passage_id)) is not None
         )

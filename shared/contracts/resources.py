@@ -50,6 +50,7 @@ class Citation(Contract):
     """A passage that the prompt held."""
 
     source_id: Id
+    source_number: int | None = None
     title: str
     passage: str
     score: float

@@ -33,7 +33,10 @@ DEADLINE_MAX_S = 900
 PAGE_LIMIT_MAX = 200
 PAGE_LIMIT_DEFAULT = 50
 PageLimit = Annotated[int, Field(ge=1, le=PAGE_LIMIT_MAX)]
+Skip = Annotated[int, Field(ge=0, le=100_000)]
+"""So many are passed over before the page begins: for APIs whose pages have numbers, where a cursor would be better."""
 
+Order = Literal["asc", "desc"]
 
 OnBusy = Literal["reject", "enqueue", "interrupt"]
 Continuation = Literal["prefill", "restart"]
