@@ -1,5 +1,6 @@
 """Answers what is asked about tenants, their keys and what they have used, one function per message."""
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Mapping
@@ -7,18 +8,20 @@ from datetime import date, timedelta
 from typing import Any
 
 from services.conversation_store.documents import Document, present
-from services.conversation_store.limits import LIMIT_NAMES, Policies, limits_of
+from services.conversation_store.limits import LIMIT_NAMES, Policies, limits_of, midnight
 from services.conversation_store.paging import cursor, cut, position, time_and_id, time_cursor
 from services.conversation_store.refusals import found, invalid
 from services.conversation_store.removal import Removals
 from services.conversation_store.repository import Repository, new_key, new_tenant
 from shared.broker import Handlers
 from shared.contracts.accounts import (
+    LIMIT_MAX,
     ApiKey,
     ApiKeyPage,
     CreateKey,
     CreateTenant,
     DeleteTenant,
+    GetTenant,
     GetUsage,
     Limits,
     ListKeys,
@@ -30,6 +33,7 @@ from shared.contracts.accounts import (
     Tenant,
     TenantCreated,
     TenantPage,
+    TenantStanding,
     UpdateTenant,
     UsagePage,
 )
@@ -78,6 +82,7 @@ class AccountRequests:
         return {
             CheckKey: self.check_key,
             CreateTenant: self.create_tenant,
+            GetTenant: self.get_tenant,
             ListTenants: self.list_tenants,
             UpdateTenant: self.update_tenant,
             DeleteTenant: self.delete_tenant,
@@ -124,6 +129,25 @@ class AccountRequests:
         page, more = cut(rows, request.limit, lambda row: len(row.to_json()))
         following = time_cursor("tenants", page[-1].created_at, page[-1].id) if more else None
         return TenantPage(data=tuple(page), next_cursor=following)
+
+    async def get_tenant(self, request: GetTenant) -> TenantStanding:
+        """The tenant itself, and how much it has and has asked for."""
+        tenant = found(await self._accounts.tenant(request.tenant), "tenant")
+        now = self._repository.turns.clock.now()
+        chatbots, sources, active_runs, (runs, tokens) = await asyncio.gather(
+            self._accounts.count_held("chatbots", request.tenant),
+            self._accounts.count_held("sources", request.tenant),
+            self._accounts.active_runs(request.tenant, None, LIMIT_MAX),
+            self._accounts.used_since(request.tenant, None, midnight(now)),
+        )
+        return TenantStanding(
+            tenant=self._tenant(tenant),
+            chatbots=chatbots,
+            sources=sources,
+            active_runs=active_runs,
+            runs_today=runs,
+            tokens_today=tokens,
+        )
 
     async def update_tenant(self, request: UpdateTenant) -> Tenant:
         """Renames a tenant, or changes its logins and limits."""
@@ -184,9 +208,7 @@ class AccountRequests:
         """What the tenant's runs have cost."""
         kind = f"usage.{request.by or ''}"
         after = None if request.cursor is None else _day_and_group(kind, request.cursor)
-        rows = await self._accounts.usage(
-            request.tenant, (request.first, request.last), request.by, after, request.limit + 1
-        )
+        rows = await self._accounts.usage(request, after, request.limit + 1)
         page, more = cut(rows, request.limit, lambda row: len(row.to_json()))
         following = None
         if more:

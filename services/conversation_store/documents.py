@@ -93,7 +93,7 @@ _STATE_FIELDS = frozenset(field.name for field in fields(TurnState)) - {
     "result",
 }
 
-_RESULT_FIELDS = ("output", "length", "finish_reason", "usage", "error", "receipt")
+_RESULT_FIELDS = ("output", "output_words", "length", "finish_reason", "usage", "error", "receipt")
 
 _CHECKPOINTED_TEXT: Document = {
     "$reduce": {
@@ -249,7 +249,7 @@ class Turn:
             number=document.get("seq"),
             input=_messages(document["input"]),
             run=self.run(citations),
-            foreign=_foreign(document),
+            foreign=foreign_of(document),
         )
 
     def messages(self, citations: tuple[Citation, ...] = ()) -> list[ConversationMessage]:
@@ -368,6 +368,7 @@ def new_turn(
         "bases": [],
         "subscribers": [command.subscriber] if command.subscriber else [],
         "input": _said(command.messages),
+        "input_words": sum(len(message.content.split()) for message in command.messages),
         "model": frozen.model,
         "temperature": frozen.temperature,
         "max_tokens": command.max_tokens,
@@ -382,7 +383,7 @@ def new_turn(
     if command.context is not None:
         document["context"] = _said(command.context)
     if command.foreign:
-        document["foreign"] = _foreign_texts(command.foreign)
+        document["foreign"] = foreign_texts(command.foreign)
     if waits and command.on_busy == "interrupt":
         document["interrupts"] = True
     if frozen.instructions is not None:
@@ -400,6 +401,8 @@ def new_turn(
         document |= {"in_line": True, "next_check": document["deadline"]}
     if command.idempotency_key is not None:
         document["idempotency_key"] = command.idempotency_key
+    if command.end_user is not None:
+        document["end_user"] = command.end_user
     if login is not None:
         document |= {"login": login, "outcome_pending": True}
     elif command.key_id is not None:
@@ -426,7 +429,7 @@ def recorded_turn(command: RecordTurn, *, seq: int, now: datetime) -> Document:
         "finish_reason": None if command.answer is None else "stop",
         "model": NO_MODEL,
         "metadata": "{}",
-        "foreign": _foreign_texts(command.foreign),
+        "foreign": foreign_texts(command.foreign),
         "request_hash": recording_hash(command),
         "created_at": now,
         "finished_at": now,
@@ -476,6 +479,8 @@ def state_changes(before: TurnState, after: TurnState) -> tuple[Document, list[s
         }
         if not result.keeps_checkpoint:
             to_set["output"] = result.output
+        if result.output is not None:
+            to_set["output_words"] = len(result.output.split())
     return to_set, to_remove
 
 
@@ -516,7 +521,7 @@ def new_conversation(command: CreateConversation, now: datetime) -> Document:
         "chatbot_id": command.chatbot_id,
         "title": command.title,
         "metadata": _text_of(command.metadata),
-        "foreign": _foreign_texts(command.foreign),
+        "foreign": foreign_texts(command.foreign),
         "created_at": now,
         "updated_at": now,
     }
@@ -563,36 +568,38 @@ def turn_changes(changes: Mapping[str, Any]) -> Document:
     With the revision: who remembers the turn shall tell of it as it is now.
     """
     update: Document = {"$inc": {"revision": 1}}
-    if stored := _stored(changes):
-        update["$set"] = stored
+    if to_set := stored(changes):
+        update["$set"] = to_set
     return update
 
 
-def _stored(values: Mapping[str, Any]) -> Document:
-    """The fields to set for new values by name; of what is foreign, only what those dialects keep."""
-    stored: Document = {}
-    for name, value in values.items():
-        match name:
-            case "metadata":
-                stored[name] = _text_of(value)
-            case "foreign":
-                stored |= {f"foreign.{dialect}": _text_of(kept) for dialect, kept in value.items()}
-            case _:
-                stored[name] = value
-    return stored
-
-
-def _foreign_texts(foreign: Mapping[str, Mapping[str, Any]]) -> Document:
+def foreign_texts(foreign: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """How it is stored what dialects keep."""
     return {dialect: _text_of(kept) for dialect, kept in foreign.items()}
 
 
-def _foreign(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def stored(values: Mapping[str, Any]) -> Document:
+    """The fields to set for new values by name; of what is foreign, only what those dialects keep."""
+    fields: Document = {}
+    for name, value in values.items():
+        match name:
+            case "metadata":
+                fields[name] = _text_of(value)
+            case "foreign":
+                fields |= {f"foreign.{dialect}": text for dialect, text in foreign_texts(value).items()}
+            case _:
+                fields[name] = value
+    return fields
+
+
+def foreign_of(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What dialects keep in a resource, given by its document."""
     return {dialect: orjson.loads(kept) for dialect, kept in document.get("foreign", {}).items()}
 
 
 def conversation_changes(changes: Mapping[str, Any], now: datetime) -> Document:
     """The fields to set for `changes`, which holds new titles and metadata by name."""
-    return {**_stored(changes), "updated_at": now}
+    return {**stored(changes), "updated_at": now}
 
 
 def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conversation:
@@ -604,7 +611,7 @@ def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conv
         foreign_id=document.get("foreign_id"),
         title=document["title"],
         metadata=orjson.loads(document["metadata"]),
-        foreign=_foreign(document),
+        foreign=foreign_of(document),
         active_run_id=active_run_id,
         created_at=document["created_at"],
         updated_at=document["updated_at"],
@@ -613,7 +620,7 @@ def conversation(document: Mapping[str, Any], active_run_id: str | None) -> Conv
 
 def new_chatbot(command: CreateChatbot, *, number: int, slug: str, now: datetime) -> Document:
     """The document of a chatbot that is made at `now`."""
-    return {
+    document: Document = {
         "_id": command.chatbot_id,
         "tenant": command.tenant,
         "number": number,
@@ -623,20 +630,30 @@ def new_chatbot(command: CreateChatbot, *, number: int, slug: str, now: datetime
         "temperature": command.temperature,
         "instructions": command.instructions,
         "metadata": _text_of(command.metadata),
-        "foreign": _foreign_texts(command.foreign),
+        "foreign": foreign_texts(command.foreign),
         "created_at": now,
         "updated_at": now,
     }
+    if command.foreign_keys:
+        # Left out and not empty where there are none: the unique index holds what exists.
+        document["foreign_keys"] = list(command.foreign_keys)
+    return document
 
 
 def chatbot_changes(changes: Mapping[str, Any], now: datetime) -> Document:
-    """The fields to set for `changes`, which holds new values by name."""
-    return {**_stored(changes), "updated_at": now}
+    """The update for `changes`, which holds new values by name."""
+    to_set = {**stored(changes), "updated_at": now}
+    keys = to_set.pop("foreign_keys", None)
+    if keys is None:
+        return {"$set": to_set}
+    if not keys:
+        return {"$set": to_set, "$unset": {"foreign_keys": ""}}
+    return {"$set": {**to_set, "foreign_keys": list(keys)}}
 
 
 def deleted_chatbot(now: datetime) -> tuple[Document, list[str]]:
     """The fields to set, and those to remove, of a chatbot that is deleted at `now`."""
-    texts = ["name", "slug", "model", "temperature", "instructions", "metadata", "foreign"]
+    texts = ["name", "slug", "model", "temperature", "instructions", "metadata", "foreign", "foreign_keys"]
     return {"deleted_at": now, "uncleaned": True, "check_at": LONG_DUE}, texts
 
 
@@ -651,7 +668,8 @@ def chatbot(document: Mapping[str, Any]) -> Chatbot:
         temperature=document["temperature"],
         instructions=document["instructions"],
         metadata=orjson.loads(document["metadata"]),
-        foreign=_foreign(document),
+        foreign=foreign_of(document),
+        foreign_keys=tuple(document.get("foreign_keys", ())),
         created_at=document["created_at"],
         updated_at=document["updated_at"],
     )

@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -18,7 +18,7 @@ from services.conversation_store.parsing.parser import Parser
 from services.conversation_store.repository import Repository
 from services.conversation_store.source_documents import TITLE_MAX_CHARACTERS, Page, Work
 from shared.broker import Broker, BrokerError
-from shared.contracts.problems import ServiceError
+from shared.contracts.problems import ServiceError, refused
 from shared.contracts.sources import (
     EMBED_TEXTS_MAX,
     Embed,
@@ -93,7 +93,9 @@ class Ingestion:
         embedding_model: str | None,
         diligence: Diligence = Diligence(),
     ) -> None:
+        self._chatbots = repository.chatbots
         self._sources = repository.sources
+        self._work = repository.source_work
         self._broker = broker
         self._parser = parser
         self._fetcher = fetcher
@@ -119,7 +121,7 @@ class Ingestion:
     async def _want_vectors_for_ever(self, model: str) -> None:
         while True:
             try:
-                if wanted := await self._sources.want_vectors(model):
+                if wanted := await self._work.want_vectors(model):
                     log.info("sources are to have vectors of another model", count=wanted, model=model)
                     self.wake()
             except ServiceError as error:
@@ -131,7 +133,7 @@ class Ingestion:
             # Before the look: what comes after it is looked for again.
             self._awake.clear()
             try:
-                work = await self._sources.take()
+                work = await self._work.take()
             except ServiceError as error:
                 log.warning("sources wait", cause=error.problem.detail)
                 work = None
@@ -157,14 +159,16 @@ class Ingestion:
 
     async def _renewed(self, work: Work) -> bool:
         try:
-            return await self._sources.renew(work)
+            return await self._work.renew(work)
         except ServiceError:
             return True  # for all that is known; every write is guarded by the token
 
     async def _do(self, work: Work) -> None:
         try:
             if work.is_deleted:
-                await self._sources.clean(work)
+                await self._work.clean(work)
+            elif work.copied_from is not None:
+                await self._copy(work)
             elif work.content is not None:
                 await self._ingest(work, work.content)
             elif self._model is not None and work.generation is not None:
@@ -179,7 +183,7 @@ class Ingestion:
 
     async def _postpone(self, work: Work, wait: timedelta) -> None:
         try:
-            await self._sources.renew(work, wait)
+            await self._work.renew(work, wait)
         except ServiceError as error:
             log.warning("source is left to its lease", source_id=work.id, cause=error.problem.detail)
 
@@ -195,14 +199,28 @@ class Ingestion:
             await self._fail(work, content, str(error))
             return
         then = self._model is not None
-        if await self._sources.finish(work, read.pages, title=read.title, reason=read.reason, then=then):
+        if await self._work.finish(work, read.pages, title=read.title, reason=read.reason, then=then):
             _READ.labels(content.type, "ready").inc()
             log.info("source is ready", source_id=work.id, seconds=round(time.monotonic() - begun, 3))
             if then:
                 self.wake()
 
+    async def _copy(self, work: Work) -> None:
+        if not await self._chatbots.settings(work.tenant, work.chatbot_id):
+            # It is made after its sources, or whoever was to make it has died.
+            if work.attempts > ATTEMPTS_MAX:
+                await self._sources.delete(work.id)
+                return
+            raise refused("unavailable", "there is no such chatbot yet", retry_after_s=1)
+        if await self._work.finish_copy(work, model=self._model):
+            log.info("source is copied", source_id=work.id)
+            self.wake()
+        else:
+            # Unless it is somebody else's by now.
+            await self._work.fail(work, "The source that it was to be a copy of is gone.")
+
     async def _fail(self, work: Work, content: NewSource, reason: str) -> None:
-        await self._sources.fail(work, reason)
+        await self._work.fail(work, reason)
         _READ.labels(content.type, "failed").inc()
         # Without the reason: it may hold an address.
         log.info("source has failed", source_id=work.id, type=content.type)
@@ -219,7 +237,7 @@ class Ingestion:
                 return _Read([Page(None, parsed.text)], parsed.title)
             case NewPage():
                 page = await self._page(content.url)
-                return _Read([Page(None, page.text)], page.title)
+                return _Read([replace(page, title=None)], page.title)
             case NewSitemap():
                 return await self._site(content.sitemap)
 
@@ -230,7 +248,7 @@ class Ingestion:
         except UnknownFileType as error:
             raise Unreadable(f"{url}: {error}") from None
         parsed = await self._parser.text(file_type, fetched.content)
-        return Page(parsed.title or url[:TITLE_MAX_CHARACTERS], parsed.text)
+        return Page(parsed.title or url[:TITLE_MAX_CHARACTERS], parsed.text, len(fetched.content))
 
     async def _site(self, url: str) -> _Read:
         """The pages that a sitemap lists; those that cannot be read are left out, and told."""
@@ -267,8 +285,8 @@ class Ingestion:
         return list(pages)[:SITEMAP_PAGES_MAX], len(pages) > SITEMAP_PAGES_MAX or bool(waiting)
 
     async def _embed(self, work: Work, model: str) -> None:
-        while texts := await self._sources.without_vector(work, model, EMBED_TEXTS_MAX):
+        while texts := await self._work.without_vector(work, model, EMBED_TEXTS_MAX):
             embeddings = await self._broker.call(Embed(model=model, texts=tuple(texts.values())), EMBED_S)
-            await self._sources.keep_vectors(dict(zip(texts, embeddings.vectors, strict=True)), model)
-        await self._sources.embedded(work, model)
+            await self._work.keep_vectors(dict(zip(texts, embeddings.vectors, strict=True)), model)
+        await self._work.embedded(work, model)
         log.info("source has vectors", source_id=work.id, model=model)

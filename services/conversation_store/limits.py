@@ -185,7 +185,7 @@ class TurnLimits:
                 return _over(f"{holder.words} limit of {limit} active runs is reached.", RETRY_AFTER_ACTIVE_S)
         now = self._repository.turns.clock.now()
         if (limit := limits.tokens_per_day) is not None and await self._tokens_today(holder, now) >= limit:
-            tomorrow = _midnight(now) + timedelta(days=1)
+            tomorrow = midnight(now) + timedelta(days=1)
             detail = f"{holder.words} limit of {limit} tokens a day is reached."
             return _over(detail, int((tomorrow - now).total_seconds()) + 1)
         if counts_requests and (limit := limits.requests_per_minute) is not None:
@@ -201,12 +201,12 @@ class TurnLimits:
         return _over(f"{holder.words} limit of {limit} requests a minute is reached.", wait)
 
     async def _tokens_today(self, holder: _Holder, now: datetime) -> int:
-        whose, today = (holder.tenant, holder.key_id), _midnight(now)
+        whose, today = (holder.tenant, holder.key_id), midnight(now)
         known = self._tokens.get(whose)
         if known is not None and known[1] == today and time.monotonic() - known[0] < TOKENS_S:
             return known[2]
         asked_at = time.monotonic()
-        tokens = await self._accounts.tokens_since(*whose, today)
+        _, tokens = await self._accounts.used_since(*whose, today)
         self._tokens.pop(whose, None)
         while len(self._tokens) >= REMEMBERED_AT_MOST:
             del self._tokens[next(iter(self._tokens))]
@@ -234,5 +234,6 @@ def _over(detail: str, retry_after_s: int) -> ServiceError:
     return refused("rate_limited", detail, retry_after_s=retry_after_s)
 
 
-def _midnight(now: datetime) -> datetime:
+def midnight(now: datetime) -> datetime:
+    """When the day began, in UTC."""
     return now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -42,6 +42,7 @@ from services.conversation_store.turn_requests import TurnRequests
 from services.conversation_store.turns import AttemptLimits
 from shared.broker import Broker, open_broker
 from shared.contracts.accounts import LIMIT_MAX, Limits
+from shared.contracts.chatbots import ModelNames
 from shared.contracts.jobs import FinishRun
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn
@@ -143,6 +144,12 @@ class StoreSettings(DatabaseSettings):
         return self
 
     @property
+    def model_names(self) -> ModelNames:
+        """The models that can answer a turn, as far as they are known."""
+        known = (self.models_file.known or frozenset()) - {self.embedding_model}
+        return ModelNames(models=tuple(sorted(known)), default=self.default_model)
+
+    @property
     def default_logins(self) -> frozenset[str]:
         """`default_tenant_logins`, taken apart."""
         return frozenset(login.strip() for login in self.default_tenant_logins.split(",") if login.strip())
@@ -210,10 +217,16 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         )
         conversations = Conversations(repository, erasures, retrieval)
         turns = TurnRequests(repository, erasures, retrieval)
-        chatbots = Chatbots(repository, erasures, settings.models_file.known)
         sweeper = Sweeper(repository, broker, tasks, jobs, endings, erasures=erasures, pace=pace or Pace())
         ingestion = Ingestion(repository, broker, Parser(), fetcher, embedding_model=settings.embedding_model)
         sources = Sources(repository, on_added=ingestion.wake)
+        chatbots = Chatbots(
+            repository,
+            erasures,
+            settings.models_file.known,
+            models=settings.model_names,
+            on_copied=ingestion.wake,
+        )
         handlers = {
             **requests.handlers(),
             **accounts.handlers(),

@@ -12,12 +12,18 @@ from shared.contracts.sources import (
     AddSource,
     DeleteSource,
     GetSource,
+    GetSourceText,
     ListSources,
+    RefreshSource,
     Source,
     SourceAdded,
     SourcePage,
+    SourceText,
+    UpdateSource,
 )
 from shared.contracts.store import Done
+
+_AboutOne = GetSource | GetSourceText | UpdateSource | RefreshSource | DeleteSource
 
 
 class Sources:
@@ -36,7 +42,10 @@ class Sources:
         return {
             AddSource: self.add,
             GetSource: self.get,
+            GetSourceText: self.text,
             ListSources: self.list,
+            UpdateSource: self.update,
+            RefreshSource: self.refresh,
             DeleteSource: self.delete,
         }
 
@@ -51,24 +60,52 @@ class Sources:
 
     async def get(self, request: GetSource) -> Source:
         """One source."""
-        chatbot_id = await self._chatbot(request.tenant, request.chatbot)
-        return found(await self._sources.get(chatbot_id, request.source_id), "source")
+        return await self._source(request)
+
+    async def text(self, request: GetSourceText) -> SourceText:
+        """The text that was given as a source, as far as it is kept."""
+        return await self._sources.text((await self._source(request)).id)
 
     async def list(self, request: ListSources) -> SourcePage:
-        """Sources in the order in which they were added."""
+        """Sources in the order in which they were added, or the newest first."""
+        kind = "sources" if request.order == "asc" else "sources.desc"
         # Only what this made passes the check of a cursor, so its first part is a number.
-        after = 0 if request.cursor is None else int(position("sources", request.cursor)[0])
+        after = None if request.cursor is None else int(position(kind, request.cursor)[0])
         chatbot_id = await self._chatbot(request.tenant, request.chatbot)
-        rows = await self._sources.page(chatbot_id, after, request.limit + 1)
+        rows = await self._sources.page(chatbot_id, request, after, request.limit + 1)
         page, more = cut(rows, request.limit, lambda row: len(row.to_json()))
-        return SourcePage(data=tuple(page), next_cursor=cursor("sources", page[-1].number, "") if more else None)
+        return SourcePage(
+            data=tuple(page),
+            next_cursor=cursor(kind, page[-1].number, "") if more else None,
+            total=await self._sources.count_listed(chatbot_id, request) if request.count else None,
+        )
+
+    async def update(self, request: UpdateSource) -> Source:
+        """Renames a source, or changes what a dialect keeps there."""
+        source = await self._source(request)
+        return found(await self._sources.update(source.id, request.changes.by_name()), "source")
+
+    async def refresh(self, request: RefreshSource) -> Source:
+        """Has a source read once more."""
+        source = await self._source(request)
+        refreshed = found(await self._sources.refresh(source.id), "source")
+        self._on_added()
+        return refreshed
 
     async def delete(self, request: DeleteSource) -> Done:
         """Deletes a source with its passages."""
-        chatbot_id = await self._chatbot(request.tenant, request.chatbot)
-        if not await self._sources.delete(chatbot_id, request.source_id):
+        source = await self._source(request)
+        if not await self._sources.delete(source.id):
             raise refused("not_found", "there is no such source")
         return Done()
+
+    async def _source(self, request: _AboutOne) -> Source:
+        chatbot_id = None if request.chatbot is None else await self._chatbot(request.tenant, request.chatbot)
+        source = found(await self._sources.get(request.tenant, chatbot_id, request.source), "source")
+        if chatbot_id is None:
+            # Those of a deleted chatbot are there until they are removed.
+            found(await self._chatbots.settings(request.tenant, source.chatbot_id), "source")
+        return source
 
     async def _chatbot(self, tenant: str, reference: str) -> str:
         return found(await self._chatbots.get(tenant, reference), "chatbot").id

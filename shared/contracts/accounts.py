@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from shared.contracts.base import Changes, Contract, Cursor, Id, Request, TenantId, Time
+from shared.contracts.base import Changes, Contract, Cursor, EndUser, Id, Request, TenantId, Time
 from shared.contracts.resources import Scope
 from shared.contracts.store import Done, PageLimit
 
@@ -120,6 +120,25 @@ class ListTenants(Request[TenantPage]):
     cursor: Cursor | None
 
 
+class TenantStanding(Contract):
+    """A tenant, and how much it has and has asked for."""
+
+    tenant: Tenant
+    chatbots: int
+    sources: int
+    active_runs: int
+    runs_today: int
+    """That have ended on the present day, in UTC."""
+    tokens_today: int
+    """Of those, of input and output together."""
+
+
+class GetTenant(Request[TenantStanding]):
+    """The tenant itself."""
+
+    tenant: TenantId
+
+
 class TenantChanges(Changes):
     """What is to be changed of a tenant; of the limits, too, only those that are set."""
 
@@ -213,6 +232,10 @@ class DayOfUsage(Contract):
     input_tokens: int
     output_tokens: int
     estimated: bool
+    input_words: int = 0
+    """Of the messages that turns came with."""
+    output_words: int = 0
+    """Of the answers; of one that its worker did not hand in, as many as its tokens make about."""
 
 
 class UsagePage(Contract):
@@ -223,12 +246,16 @@ class UsagePage(Contract):
 
 
 class GetUsage(Request[UsagePage]):
-    """What the tenant's runs have cost, day by day, both days included."""
+    """What the tenant's runs have cost, day by day, both days included.
+
+    end_user: only what was asked for them.
+    """
 
     tenant: TenantId
     first: date
     last: date
     by: UsageGroup | None = None
+    end_user: EndUser | None = None
     limit: PageLimit
     cursor: Cursor | None
 

@@ -136,6 +136,9 @@ Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_CHARACTERS), AfterVa
 Document = Annotated[str, StringConstraints(max_length=DOCUMENT_MAX_CHARACTERS), AfterValidator(_not_blank)]
 Title = Annotated[str, StringConstraints(max_length=200)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+EndUser = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_printable)]
+"""Whom a client asks for, by the client's own name for them."""
+
 Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]
 ForeignId = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_printable)]
 """An id that a client of a foreign API has chosen."""

@@ -7,6 +7,7 @@ from shared.contracts.accounts import (
     CreateKey,
     CreateTenant,
     DeleteTenant,
+    GetTenant,
     GetUsage,
     ListKeys,
     ListTenants,
@@ -15,7 +16,15 @@ from shared.contracts.accounts import (
     UpdateTenant,
 )
 from shared.contracts.base import Contract, Message
-from shared.contracts.chatbots import CreateChatbot, DeleteChatbot, GetChatbot, ListChatbots, UpdateChatbot
+from shared.contracts.chatbots import (
+    CreateChatbot,
+    DeleteChatbot,
+    GetChatbot,
+    ListChatbots,
+    ListModels,
+    ReplicateChatbot,
+    UpdateChatbot,
+)
 from shared.contracts.erasure import Erase
 from shared.contracts.events import Frame, SubscriberText
 from shared.contracts.jobs import (
@@ -28,7 +37,16 @@ from shared.contracts.jobs import (
     RunFinished,
     TurnRejected,
 )
-from shared.contracts.sources import AddSource, DeleteSource, Embed, GetSource, ListSources
+from shared.contracts.sources import (
+    AddSource,
+    DeleteSource,
+    Embed,
+    GetSource,
+    GetSourceText,
+    ListSources,
+    RefreshSource,
+    UpdateSource,
+)
 from shared.contracts.store import (
     CancelTurn,
     CheckKey,
@@ -88,6 +106,7 @@ ROUTES: tuple[Route, ...] = (
         Ping,
         CheckKey,
         CreateTenant,
+        GetTenant,
         ListTenants,
         UpdateTenant,
         DeleteTenant,
@@ -105,10 +124,15 @@ ROUTES: tuple[Route, ...] = (
         GetChatbot,
         ListChatbots,
         UpdateChatbot,
+        ReplicateChatbot,
         DeleteChatbot,
+        ListModels,
         AddSource,
         GetSource,
+        GetSourceText,
         ListSources,
+        UpdateSource,
+        RefreshSource,
         DeleteSource,
         ListMessages,
         GetTurn,

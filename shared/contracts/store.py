@@ -8,6 +8,7 @@ from shared.contracts.base import (
     Changes,
     Contract,
     Cursor,
+    EndUser,
     Foreign,
     ForeignId,
     Id,
@@ -160,6 +161,8 @@ class SubmitTurn(Request[TurnAccepted]):
     conversation_id: Id | None = None
     conversation: ConversationToUse | None = None
     chatbot_id: Id | None = None
+    end_user: EndUser | None = None
+    """By whom usage can be told apart later."""
     messages: Annotated[tuple[InputMessage, ...], Field(min_length=1, max_length=100, strict=False)]
     context: Annotated[tuple[InputMessage, ...], Field(max_length=1_000, strict=False)] | None = None
     """What was said before, if it is not what the conversation holds: told to the model before `messages`, and kept

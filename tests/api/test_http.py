@@ -171,13 +171,14 @@ async def test_what_other_dialects_keep_is_not_shown(peers: Peers, client: Nativ
         instructions=None,
         metadata={"foreign": "stays"},
         foreign={"other": {"secret": 1}},
+        foreign_keys=("other:1",),
         created_at=now,
         updated_at=now,
     )
     peers.answers[GetChatbot] = lambda _: chatbot
     peers.answers[ListChatbots] = lambda _: ChatbotPage(data=(chatbot,), next_cursor=None)
     shown = json.loads(chatbot.to_json())
-    del shown["foreign"]
+    del shown["foreign"], shown["foreign_keys"]
     assert await client.call("GET", "/chatbots/guide") == shown
     assert await client.call("GET", "/chatbots") == {"data": [shown], "next_cursor": None}
 

@@ -186,7 +186,7 @@ def test_a_form_is_read_in_no_time_whatever_it_holds() -> None:
 def test_sources_are_listed_read_and_deleted() -> None:
     listed = ListSources(tenant="one", chatbot="guide", limit=7, cursor=None)
     assert asked("GET", "{id}/sources", query="7") == listed
-    one = {"tenant": "one", "chatbot": "guide", "source_id": SOURCE_ID}
+    one = {"tenant": "one", "chatbot": "guide", "source": SOURCE_ID}
     assert asked("GET", "{id}/sources/{source_id}") == GetSource(**one)
     assert asked("DELETE", "{id}/sources/{source_id}") == DeleteSource(**one)
 

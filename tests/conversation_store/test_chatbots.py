@@ -15,6 +15,7 @@ from shared.contracts.chatbots import (
     DeleteChatbot,
     GetChatbot,
     ListChatbots,
+    ListModels,
     UpdateChatbot,
 )
 from shared.contracts.problems import Problem, ServiceError
@@ -223,3 +224,140 @@ def test_default_model_must_be_one_of_the_models_file(
     with pytest.raises(SystemExit):
         load_settings(StoreSettings)
     assert "PARLEY_DEFAULT_MODEL is none of those in PARLEY_MODELS_FILE" in capsys.readouterr().err
+
+
+# What other APIs ask
+
+
+async def test_chatbot_is_addressed_by_what_other_apis_call_parts_of_it(around: Surroundings) -> None:
+    chatbot = await made(around, foreign_keys=("trainer:Agent-1", "trainer:tag_2"))
+    assert chatbot.foreign_keys == ("trainer:Agent-1", "trainer:tag_2")
+    for key in chatbot.foreign_keys:
+        assert await around.api.call(get(key)) == chatbot
+    for nobody in ("trainer:agent-1", "other:Agent-1", "trainer:Agent"):
+        assert (await problem(around, get(nobody))).code == "not_found"
+    renamed = await around.api.call(update("trainer:tag_2", name="Leader"))
+    assert (renamed.name, renamed.foreign_keys) == ("Leader", chatbot.foreign_keys), "they stay"
+    replaced = await around.api.call(update(chatbot.id, foreign_keys=("trainer:tag_2", "trainer:3")))
+    assert replaced.foreign_keys == ("trainer:tag_2", "trainer:3")
+    assert (await problem(around, get("trainer:Agent-1"))).code == "not_found"
+    await around.api.call(DeleteChatbot(tenant=TENANT, chatbot="trainer:3"))
+    assert (await problem(around, get(chatbot.id))).code == "not_found"
+
+
+async def test_foreign_key_is_of_one_chatbot_of_a_tenant_until_that_lets_it_go(
+    around: Surroundings, documents: Database
+) -> None:
+    first = await made(around, "First", foreign_keys=("a:1", "a:2"))
+    second = await made(around, "Second", foreign_keys=("a:3",))
+    for request in (
+        create_chatbot("Third", foreign_keys=("a:9", "a:2")),
+        update(second.id, foreign_keys=("a:3", "a:2"), name="Changed"),
+    ):
+        refusal = await problem(around, request)
+        assert refusal.code == "invalid_request"
+        assert [(error.path, error.message) for error in refusal.errors] == [
+            ("/foreign_keys/1", "another chatbot has this key")
+        ]
+    assert await around.api.call(get(second.id)) == second, "nothing of a refused change is done"
+    assert (await made(around, "Theirs", tenant="other", foreign_keys=("a:2",))).foreign_keys == ("a:2",)
+    assert (await problem(around, get("a:1", "other"))).code == "not_found"
+    await around.api.call(update(first.id, foreign_keys=()))
+    assert "foreign_keys" not in (await documents.chatbots.find_one({"_id": first.id}) or {})
+    assert (await around.api.call(update(second.id, foreign_keys=("a:2",)))).foreign_keys == ("a:2",)
+    await around.api.call(DeleteChatbot(tenant=TENANT, chatbot=second.id))
+    assert (await made(around, "Again", foreign_keys=("a:2",))).foreign_keys == ("a:2",), "it was free again"
+
+
+async def test_of_many_who_want_the_same_foreign_key_at_once_one_gets_it(around: Surroundings) -> None:
+    async def outcome(request: Request[Chatbot]) -> str:
+        try:
+            return (await around.api.call(request)).id
+        except ServiceError as error:
+            return ", ".join(fault.path for fault in error.problem.errors)
+
+    rivals = [create_chatbot(f"Bot {n}", foreign_keys=("a:1",)) for n in range(8)]
+    outcomes = sorted(await asyncio.gather(*map(outcome, rivals)))
+    assert outcomes[:7] == ["/foreign_keys/0"] * 7
+    assert (await around.api.call(get("a:1"))).id == outcomes[7]
+    others = [(await made(around, f"Other {n}")).id for n in range(8)]
+    changes = await asyncio.gather(*(outcome(update(other, foreign_keys=("a:2",))) for other in others))
+    assert sorted(changes)[:7] == ["/foreign_keys/0"] * 7
+    assert (await around.api.call(get("a:2"))).id in changes
+
+
+async def test_same_creation_with_foreign_keys_twice_is_one_chatbot(around: Surroundings) -> None:
+    for command in (create_chatbot(foreign_keys=("a:1",)), create_chatbot("B", slug="b", foreign_keys=("a:2",))):
+        assert await around.api.call(command) == await around.api.call(command)
+
+
+async def test_chatbots_that_are_older_than_foreign_keys_have_none_and_any_number_of_them_may_be_there(
+    around: Surroundings, documents: Database
+) -> None:
+    await made(around)
+    [old] = await documents.chatbots.find({}).to_list(None)
+    await documents.chatbots.insert_one({**old, "_id": new_id(), "slug": "older", "number": 2})
+    page = await around.api.call(ListChatbots(tenant=TENANT, limit=5, cursor=None))
+    assert [chatbot.foreign_keys for chatbot in page.data] == [(), ()]
+    assert (await around.api.call(update("older", foreign_keys=("a:1",)))).foreign_keys == ("a:1",)
+
+
+async def test_lists_of_chatbots_go_either_way_and_from_any_place_and_are_counted(around: Surroundings) -> None:
+    ids = [(await made(around, f"Bot {n}")).id for n in range(7)]
+    await made(around, "Theirs", tenant="other")
+    await around.api.call(DeleteChatbot(tenant=TENANT, chatbot=ids.pop(3)))
+
+    async def listed(**wanted: Any) -> tuple[list[str], str | None, int | None]:
+        asked: dict[str, Any] = {"tenant": TENANT, "limit": 2, "cursor": None}
+        page = await around.api.call(ListChatbots(**(asked | wanted)))
+        return [chatbot.id for chatbot in page.data], page.next_cursor, page.total
+
+    assert await listed(skip=4, count=True) == (ids[4:], None, 6)
+    assert (await listed(skip=2))[::2] == (ids[2:4], None), "nobody counts who is not asked to"
+    assert await listed(skip=6, count=True) == ([], None, 6)
+    newest, cursor, total = await listed(order="desc", count=True)
+    assert (newest, total) == ([*reversed(ids)][:2], 6)
+    assert (await listed(order="desc", skip=2))[0] == [*reversed(ids)][2:4]
+    assert (await listed(order="desc", cursor=cursor, count=True))[::2] == ([*reversed(ids)][2:4], 6)
+    first, cursor, _ = await listed()
+    assert first + (await listed(cursor=cursor))[0] == ids[:4]
+    elsewhere = ListChatbots(tenant=TENANT, limit=2, cursor=cursor, order="desc")
+    assert (await problem(around, elsewhere)).code == "invalid_cursor"
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ("guide", ["Travel Guide", "GUIDE 2"]),
+        ("GUIDE", ["Travel Guide", "GUIDE 2"]),
+        ("köln", ["Führer nach KÖLN"]),
+        (".*", []),
+        ("(a+", ["C (a+b)*"]),
+        ("\\", []),
+        ("e 2", ["GUIDE 2"]),
+        (" ", ["Travel Guide", "GUIDE 2", "Führer nach KÖLN", "C (a+b)*"]),
+    ],
+)
+async def test_chatbots_are_found_by_a_part_of_their_name(around: Surroundings, part: str, found: list[str]) -> None:
+    for name in ("Travel Guide", "GUIDE 2", "Führer nach KÖLN", "C (a+b)*"):
+        await made(around, name)
+    await made(around, "Guide of others", tenant="other")
+    page = await around.api.call(ListChatbots(tenant=TENANT, limit=1, cursor=None, name=part, count=True))
+    rest = await around.api.call(ListChatbots(tenant=TENANT, limit=9, cursor=None, name=part, skip=1))
+    assert [chatbot.name for chatbot in (*page.data, *rest.data)] == found
+    assert page.total == len(found)
+
+
+async def test_models_that_are_known_are_listed_with_the_default_one(
+    vhost: Vhost, migrated: str, tmp_path: Path
+) -> None:
+    (tmp_path / "models.toml").write_text("[models.small]\n[models.large]\n[models.vectors]\n")
+    told: dict[str, Any] = {"models_file": tmp_path / "models.toml", "embedding_model": "vectors"}
+    async with surrounded(vhost, migrated, default_model="small", **told) as around:
+        names = await around.api.call(ListModels(tenant=TENANT))
+    assert (names.models, names.default) == (("large", "small"), "small")
+
+
+async def test_models_that_the_provider_decides_on_are_not_listed(around: Surroundings) -> None:
+    names = await around.api.call(ListModels(tenant=TENANT))
+    assert (names.models, names.default) == ((), "default-model")

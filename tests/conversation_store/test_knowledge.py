@@ -58,7 +58,7 @@ async def taught(around: Surroundings, chatbot: str, *contents: NewText | NewAns
         sources.append((await around.api.call(request)).source)
     async with asyncio.timeout(DEADLINE_S):
         for source in sources:
-            asked = GetSource(tenant=TENANT, chatbot=chatbot, source_id=source.id)
+            asked = GetSource(tenant=TENANT, chatbot=chatbot, source=source.id)
             while (await around.api.call(asked)).status != "ready":
                 await asyncio.sleep(0.05)
     return sources
@@ -130,7 +130,7 @@ async def test_an_answer_carries_its_citations_wherever_it_is_read_until_its_sou
     assert (question.citations, answer.citations) == ((), citations)
     watched = await around.api.call(WatchRun(tenant=TENANT, run_id=turn.run_id, subscriber=around.api.process))
     assert watched.run.citations == citations
-    await around.api.call(DeleteSource(tenant=TENANT, chatbot=chatbot, source_id=source.id))
+    await around.api.call(DeleteSource(tenant=TENANT, chatbot=chatbot, source=source.id))
     assert (await around.api.call(GetRun(tenant=TENANT, run_id=turn.run_id))).citations == ()
     assert [message.citations for message in await messages(around, turn)] == [(), ()]
     stored = await documents["turns"].find_one({"_id": turn.run_id}) or {}
@@ -198,11 +198,11 @@ async def test_a_job_that_is_published_again_holds_the_same_prompt(around: Surro
     # What is learned later changes nothing of it.
     await taught(around, chatbot, NewText(text="Money given back: money, money, given back!"))
     assert (await published_again(around, documents, turn)).messages == job.messages
-    await around.api.call(DeleteSource(tenant=TENANT, chatbot=chatbot, source_id=first.id))
+    await around.api.call(DeleteSource(tenant=TENANT, chatbot=chatbot, source=first.id))
     told = system(await published_again(around, documents, turn))
     assert "Money is no object here." in told
     assert REFUND not in told
-    await around.api.call(DeleteSource(tenant=TENANT, chatbot=chatbot, source_id=second.id))
+    await around.api.call(DeleteSource(tenant=TENANT, chatbot=chatbot, source=second.id))
     assert "none of them speaks to" in system(await published_again(around, documents, turn))
 
 
@@ -222,7 +222,7 @@ async def test_with_an_embedding_model_passages_are_found_that_share_no_word_whi
         async with around.worker.serving({Embed: embedder.embed}, queue=INFERENCE_REQUESTS):
             chatbot = await a_chatbot(around)
             [source] = await taught(around, chatbot, NewText(text="To be or not to be, that is the question."))
-            asking = GetSource(tenant=TENANT, chatbot=chatbot, source_id=source.id)
+            asking = GetSource(tenant=TENANT, chatbot=chatbot, source=source.id)
             async with asyncio.timeout(DEADLINE_S):
                 while (await around.api.call(asking)).embedding_model is None:
                     await asyncio.sleep(0.05)

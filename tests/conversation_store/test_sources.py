@@ -66,7 +66,7 @@ async def settled(around: Surroundings, source: Source) -> Source:
     async with asyncio.timeout(DEADLINE_S):
         while True:
             found = await around.api.call(
-                GetSource(tenant=TENANT, chatbot=source.chatbot_id, source_id=source.id), timeout=DEADLINE_S
+                GetSource(tenant=TENANT, chatbot=source.chatbot_id, source=source.id), timeout=DEADLINE_S
             )
             if found.status != "pending":
                 return found
@@ -124,7 +124,6 @@ async def test_pasted_text_becomes_passages_and_is_found_by_number_and_slug(
     stored = await documents["passages"].find({"source_id": source.id}).to_list(None)
     assert len(stored) == ready.passages > 5
     assert {passage["heading"] for passage in stored} == {"Numbers"}
-    assert "content" not in (await documents["sources"].find_one({"_id": source.id}) or {})
 
 
 async def test_every_kind_of_file_is_read(around: Surroundings, documents: Database, chatbot: str) -> None:
@@ -141,6 +140,8 @@ async def test_every_kind_of_file_is_read(around: Surroundings, documents: Datab
         assert (source.status, source.title, source.passages) == ("ready", title, 1), name
         [passage] = await documents["passages"].find({"source_id": source.id}).to_list(None)
         assert "words" in passage["text"]
+        kept = await documents["sources"].find_one({"_id": source.id}) or {}
+        assert "content" not in kept, "a file's bytes are not kept"
     named = NewFile(name="a.md", file_type="md", content=b"# Its own title\n\nother words")
     assert (await settled(around, await added(around, chatbot, named, title="Mine"))).title == "Mine"
 
@@ -207,12 +208,12 @@ async def test_a_deleted_source_is_gone_at_once_with_its_passages(
     around: Surroundings, documents: Database, chatbot: str
 ) -> None:
     source = await settled(around, await added(around, chatbot, NewText(text="Secret words.")))
-    await around.api.call(DeleteSource(tenant=TENANT, chatbot=chatbot, source_id=source.id))
+    await around.api.call(DeleteSource(tenant=TENANT, chatbot=chatbot, source=source.id))
     assert await documents["passages"].count_documents({}) == 0
     left = await documents["sources"].find_one({"_id": source.id}) or {}
     assert "Secret" not in str(left)
     for request in (GetSource, DeleteSource):
-        asked = request(tenant=TENANT, chatbot=chatbot, source_id=source.id)
+        asked = request(tenant=TENANT, chatbot=chatbot, source=source.id)
         assert (await problem(around, asked)).code == "not_found"
     page = await around.api.call(ListSources(tenant=TENANT, chatbot=chatbot, limit=5, cursor=None))
     assert page.data == ()
@@ -241,7 +242,7 @@ async def test_sources_are_of_one_tenant_and_one_chatbot(
     source = await settled(around, await added(around, chatbot, NewText(text="Mine.")))
     other = (await around.api.call(create_chatbot("Other"))).id
     for tenant, reference in ((TENANT, other), ("stranger", chatbot), (TENANT, new_id())):
-        asked = {"tenant": tenant, "chatbot": reference, "source_id": source.id}
+        asked = {"tenant": tenant, "chatbot": reference, "source": source.id}
         for request in (GetSource(**asked), DeleteSource(**asked)):
             assert (await problem(around, request)).code == "not_found"
     assert (await problem(around, add(chatbot, NewText(text="x"), tenant="stranger"))).code == "not_found"
@@ -340,9 +341,9 @@ async def test_of_a_store_that_died_halfway_nothing_is_seen_and_all_is_done_agai
 ) -> None:
     chatbot, sources = new_id(), repository.sources
     source = (await sources.add(add(chatbot, NewText(text=LONG)), chatbot)).source
-    work = await sources.take()
+    work = await repository.source_work.take()
     assert work is not None
-    assert await sources.take() is None, "it is taken"
+    assert await repository.source_work.take() is None, "it is taken"
     # It has written half of them, and dies.
     half = [
         {"_id": new_id(), "source_id": source.id, "chatbot_id": chatbot, "generation": work.token, "text": "sentence"}
@@ -355,14 +356,14 @@ async def test_of_a_store_that_died_halfway_nothing_is_seen_and_all_is_done_agai
     [live] = await sources.live(chatbot)
     assert live.generation != work.token
     assert await documents["passages"].count_documents({"generation": work.token}) == 0
-    ready = await sources.get(chatbot, source.id)
+    ready = await sources.get(TENANT, chatbot, source.id)
     assert ready is not None
     assert await documents["passages"].count_documents({}) == ready.passages > 5
     # If it was only slow, what it writes after all comes to nothing.
-    assert not await sources.finish(work, [Page(None, "late")], title="Late", reason=None, then=False)
+    assert not await repository.source_work.finish(work, [Page(None, "late")], title="Late", reason=None, then=False)
     assert await sources.live(chatbot) == [live]
     assert await documents["passages"].count_documents({}) == ready.passages
-    assert await sources.get(chatbot, source.id) == ready
+    assert await sources.get(TENANT, chatbot, source.id) == ready
 
 
 async def test_a_source_that_ends_whoever_reads_it_is_given_up(
@@ -371,16 +372,16 @@ async def test_a_source_that_ends_whoever_reads_it_is_given_up(
     chatbot, sources = new_id(), repository.sources
     source = (await sources.add(add(chatbot, NewText(text="deadly")), chatbot)).source
     for _ in range(ATTEMPTS_MAX):
-        assert await sources.take() is not None
+        assert await repository.source_work.take() is not None
         await lapse(documents)
 
     async def failed() -> bool:
-        found = await sources.get(chatbot, source.id)
+        found = await sources.get(TENANT, chatbot, source.id)
         return found is not None and found.status == "failed"
 
     async with ingesting(repository, broker):
         await until(failed)
-    found = await sources.get(chatbot, source.id)
+    found = await sources.get(TENANT, chatbot, source.id)
     assert found is not None
     assert "never came to an end" in str(found.reason)
 
@@ -390,11 +391,11 @@ async def test_a_source_that_is_deleted_while_it_is_read_leaves_nothing(
 ) -> None:
     chatbot, sources = new_id(), repository.sources
     source = (await sources.add(add(chatbot, NewText(text=LONG)), chatbot)).source
-    work = await sources.take()
+    work = await repository.source_work.take()
     assert work is not None
-    assert await sources.delete(chatbot, source.id)
-    assert not await sources.renew(work)
-    assert not await sources.finish(work, [Page(None, LONG)], title=None, reason=None, then=False)
+    assert await sources.delete(source.id)
+    assert not await repository.source_work.renew(work)
+    assert not await repository.source_work.finish(work, [Page(None, LONG)], title=None, reason=None, then=False)
     assert await documents["passages"].count_documents({}) == 0
     await documents["passages"].insert_one({"_id": "late", "source_id": source.id, "chatbot_id": chatbot})
     await lapse(documents)
@@ -412,9 +413,9 @@ async def test_all_sources_of_a_chatbot_are_deleted_and_no_others(repository: Re
     sources, mine, other = repository.sources, new_id(), new_id()
     for chatbot in (mine, mine, other):
         await sources.add(add(chatbot, NewText(text=new_id())), chatbot)
-        work = await sources.take()
+        work = await repository.source_work.take()
         assert work is not None
-        await sources.finish(work, [Page(None, "words")], title=None, reason=None, then=False)
+        await repository.source_work.finish(work, [Page(None, "words")], title=None, reason=None, then=False)
     await sources.erase("stranger", mine)
     assert len(await sources.live(mine)) == 2
     await sources.erase(TENANT, mine)
@@ -462,7 +463,7 @@ async def test_passages_get_vectors_and_new_ones_with_another_model(
             embedder.fails = False
             await lapse(documents)
             await until(lambda: has_vectors("fake-embedding-1"))
-            asked = GetSource(tenant=TENANT, chatbot=chatbot, source_id=source.id)
+            asked = GetSource(tenant=TENANT, chatbot=chatbot, source=source.id)
             assert (await around.api.call(asked)).embedding_model == "fake-embedding-1"
     assert embedder.requests[-1].texts[0].startswith("Top\n")
     async with (

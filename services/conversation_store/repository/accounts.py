@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pymongo import ASCENDING, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import DuplicateKeyError
@@ -11,7 +11,7 @@ from services.conversation_store.documents import Document, present
 from services.conversation_store.group_commit import GroupCommit
 from services.conversation_store.repository.commits import forget
 from services.conversation_store.repository.database import Database, asking, local
-from shared.contracts.accounts import DayOfUsage, NewKey, UsageGroup
+from shared.contracts.accounts import DayOfUsage, GetUsage, NewKey, UsageGroup
 
 LAST_USE_PAUSE_S = 1.0
 
@@ -22,9 +22,12 @@ COUNTS_KEPT = timedelta(minutes=5)
 
 MINUTE_S = 60
 
+WORDS_OF_A_TOKEN = 0.75
+"""As the usual rule of thumb has it for English."""
+
 _ALIVE: Document = {"deleted_at": None}
 _DELETED: Document = {"deleted_at": {"$exists": True}}
-_HELD = ("passages", "sources", "conversations", "chatbots", "counters", "dead_letters", "turns")
+_HELD = ("passages", "source_texts", "sources", "conversations", "chatbots", "counters", "dead_letters", "turns")
 """What a tenant holds, each in a collection of this name, in documents with its id as `tenant`."""
 
 Position = tuple[datetime, str] | None
@@ -211,27 +214,36 @@ class Accounts:
         with asking():
             return await self._turns.count_documents(_live(tenant, key_id), limit=at_most)
 
-    async def tokens_since(self, tenant: str, key_id: str | None, since: datetime) -> int:
-        """The tokens of the runs of a tenant, or of one of its keys, that have ended since then."""
+    async def count_held(self, collection: Literal["chatbots", "sources"], tenant: str) -> int:
+        """How many of these a tenant has."""
+        with asking():
+            return await self._database[collection].count_documents({"tenant": tenant, **_ALIVE})
+
+    async def used_since(self, tenant: str, key_id: str | None, since: datetime) -> tuple[int, int]:
+        """How many runs of a tenant, or of one of its keys, have ended since then, and their tokens."""
         ended: Document = {"tenant": tenant, "finished_at": {"$gte": since}}
         if key_id is not None:
             ended["key_id"] = key_id
-        total: Document = {"_id": None, "tokens": {"$sum": {"$add": [_INPUT_TOKENS, _OUTPUT_TOKENS]}}}
+        total: Document = {
+            "_id": None,
+            "runs": {"$sum": 1},
+            "tokens": {"$sum": {"$add": [_INPUT_TOKENS, _OUTPUT_TOKENS]}},
+        }
         with asking():
             rows = await self._turns.aggregate([{"$match": ended}, {"$group": total}]).to_list(None)
-        return int(rows[0]["tokens"]) if rows else 0
+        return (int(rows[0]["runs"]), int(rows[0]["tokens"])) if rows else (0, 0)
 
-    async def usage(
-        self, tenant: str, days: tuple[date, date], by: UsageGroup | None, after: tuple[str, str] | None, limit: int
-    ) -> list[DayOfUsage]:
+    async def usage(self, wanted: GetUsage, after: tuple[str, str] | None, limit: int) -> list[DayOfUsage]:
         """Days of usage beyond the day and group at `after`, in order; each day from its first to its last moment."""
-        first, last = (datetime(day.year, day.month, day.day, tzinfo=UTC) for day in days)
-        # What was recorded is no run.
+        first, last = (datetime(day.year, day.month, day.day, tzinfo=UTC) for day in (wanted.first, wanted.last))
+        by = wanted.by
         ended: Document = {
-            "tenant": tenant,
+            "tenant": wanted.tenant,
             "finished_at": {"$gte": first, "$lt": last + timedelta(days=1)},
             "recorded": None,
         }
+        if wanted.end_user is not None:
+            ended["end_user"] = wanted.end_user
         group: Document = {"day": {"$dateToString": {"date": "$finished_at", "format": "%Y-%m-%d"}}}
         group["of"] = {"$ifNull": [f"${by}_id", ""]} if by is not None else ""
         steps: list[Document] = [
@@ -243,6 +255,8 @@ class Accounts:
                     "input_tokens": {"$sum": _INPUT_TOKENS},
                     "output_tokens": {"$sum": _OUTPUT_TOKENS},
                     "estimated": {"$max": _IS_ESTIMATED},
+                    "input_words": {"$sum": _INPUT_WORDS},
+                    "output_words": {"$sum": _OUTPUT_WORDS},
                 }
             },
             {"$sort": {"_id.day": ASCENDING, "_id.of": ASCENDING}},
@@ -267,6 +281,9 @@ class Accounts:
 # Of a run that ended without its worker nobody counted; what its checkpoint counted is an estimate.
 _INPUT_TOKENS: Document = {"$ifNull": ["$usage.input_tokens", 0]}
 _OUTPUT_TOKENS: Document = {"$ifNull": ["$usage.output_tokens", "$held_tokens", 0]}
+# Of a turn that is older than these counts, or of an answer that no worker handed in: as many as its tokens make.
+_INPUT_WORDS: Document = {"$ifNull": ["$input_words", {"$trunc": {"$multiply": [_INPUT_TOKENS, WORDS_OF_A_TOKEN]}}]}
+_OUTPUT_WORDS: Document = {"$ifNull": ["$output_words", {"$trunc": {"$multiply": [_OUTPUT_TOKENS, WORDS_OF_A_TOKEN]}}]}
 _IS_ESTIMATED: Document = {"$ifNull": ["$usage.estimated", {"$gt": [{"$ifNull": ["$held_tokens", 0]}, 0]}]}
 
 
@@ -303,6 +320,8 @@ def _day(row: Document, by: UsageGroup | None) -> DayOfUsage:
         input_tokens=row["input_tokens"],
         output_tokens=row["output_tokens"],
         estimated=bool(row["estimated"]),
+        input_words=int(row["input_words"]),
+        output_words=int(row["output_words"]),
     )
 
 

@@ -1,10 +1,11 @@
 """Keeps chatbots."""
 
+import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from pymongo import ASCENDING, ReturnDocument
+from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from services.conversation_store.documents import (
@@ -17,10 +18,19 @@ from services.conversation_store.documents import (
     new_chatbot,
     present,
 )
+from services.conversation_store.refusals import invalid
 from services.conversation_store.repository.beginnings import NOT_DELETED, SETTINGS
-from services.conversation_store.repository.counters import allot
+from services.conversation_store.repository.counters import DIRECTIONS, allot, beyond
 from services.conversation_store.repository.database import Database, asking
-from shared.contracts.chatbots import SLUG_MAX_CHARACTERS, Chatbot, CreateChatbot, looks_like_another_reference, slug_of
+from shared.contracts.chatbots import (
+    SLUG_MAX_CHARACTERS,
+    Chatbot,
+    CreateChatbot,
+    ListChatbots,
+    is_foreign_key,
+    looks_like_another_reference,
+    slug_of,
+)
 from shared.contracts.problems import refused
 
 _NAMELESS = "chatbot"
@@ -40,7 +50,8 @@ class Chatbots:
     async def create(self, command: CreateChatbot) -> Chatbot | None:
         """Makes a chatbot, or gives back the tenant's own that has this id; None if the id is taken.
 
-        Raises ServiceError(slug_taken) for a slug that the command asks for.
+        Raises ServiceError: slug_taken for a slug that the command asks for, invalid_request for a foreign key that
+        another chatbot has.
         """
         with asking():
             number = await allot(self._database, "chatbots", command.tenant)
@@ -49,6 +60,8 @@ class Chatbots:
                 try:
                     await self._chatbots.insert_one(document)
                 except DuplicateKeyError as error:
+                    if (clash := _clash(error, command.foreign_keys)) is not None:
+                        raise clash from None
                     if not _is_about_the_slug(error):
                         break
                 else:
@@ -58,10 +71,15 @@ class Chatbots:
         return await self.get(command.tenant, command.chatbot_id)
 
     async def get(self, tenant: str, reference: str) -> Chatbot | None:
-        """The tenant's chatbot with that id, number or slug."""
+        """The tenant's chatbot with that id, number, slug or foreign key."""
         with asking():
             document = await self._chatbots.find_one(_own(tenant, reference))
         return None if document is None else chatbot(document)
+
+    async def is_taken(self, chatbot_id: str) -> bool:
+        """Whether there is, or was, a chatbot of this id, whoever's."""
+        with asking():
+            return await self._chatbots.find_one({"_id": chatbot_id}, {"_id": 1}) is not None
 
     async def settings(self, tenant: str, chatbot_id: str) -> ChatbotSettings | None:
         """What the tenant's chatbot gives to its turns."""
@@ -69,27 +87,32 @@ class Chatbots:
             document = await self._chatbots.find_one(_own(tenant, chatbot_id), SETTINGS)
         return None if document is None else chatbot_settings(document)
 
-    async def page(self, tenant: str, after: int, limit: int) -> list[Chatbot]:
-        """Chatbots whose numbers are greater than `after`, in their order."""
-        query: Document = {"tenant": tenant, "number": {"$gt": after}, **NOT_DELETED}
+    async def page(self, wanted: ListChatbots, after: int | None, limit: int) -> list[Chatbot]:
+        """Chatbots that come after the one of the number `after`, or from the first, in the order asked for."""
         with asking():
-            found = self._chatbots.find(query).sort("number", ASCENDING).limit(limit)
-            return [chatbot(document) for document in await found.to_list(None)]
+            found = self._chatbots.find(_listed(wanted) | beyond(wanted.order, after))
+            ordered = found.sort("number", DIRECTIONS[wanted.order]).skip(wanted.skip).limit(limit)
+            return [chatbot(document) for document in await ordered.to_list(None)]
+
+    async def count(self, wanted: ListChatbots) -> int:
+        """How many chatbots the list has on all its pages."""
+        with asking():
+            return await self._chatbots.count_documents(_listed(wanted))
 
     async def update(self, tenant: str, reference: str, changes: Mapping[str, Any]) -> Chatbot | None:
         """Sets fields to their new values by name; None if the tenant has no such chatbot.
 
-        Raises ServiceError(slug_taken).
+        Raises ServiceError: slug_taken, or invalid_request for a foreign key that another chatbot has.
         """
         with asking():
             try:
                 updated = await self._chatbots.find_one_and_update(
                     _own(tenant, reference),
-                    {"$set": chatbot_changes(changes, present())},
+                    chatbot_changes(changes, present()),
                     return_document=ReturnDocument.AFTER,
                 )
-            except DuplicateKeyError:
-                raise _slug_taken() from None
+            except DuplicateKeyError as error:
+                raise _clash(error, changes.get("foreign_keys", ())) or _slug_taken() from None
         document = cast(Document | None, updated)  # Motor's types leave out that there may be none
         return None if document is None else chatbot(document)
 
@@ -108,9 +131,18 @@ class Chatbots:
 
 def _own(tenant: str, reference: str) -> Document:
     own: Document = {"tenant": tenant, **NOT_DELETED}
+    if is_foreign_key(reference):
+        return own | {"foreign_keys": reference}
     if not looks_like_another_reference(reference):
         return own | {"slug": reference}
     return own | ({"number": int(reference)} if reference.isdecimal() else {"_id": reference})
+
+
+def _listed(wanted: ListChatbots) -> Document:
+    listed: Document = {"tenant": wanted.tenant, **NOT_DELETED}
+    if wanted.name is not None:
+        listed["name"] = {"$regex": re.escape(wanted.name), "$options": "i"}
+    return listed
 
 
 def _slugs(name: str, number: int) -> Iterator[str]:
@@ -126,6 +158,12 @@ def _slugs(name: str, number: int) -> Iterator[str]:
 
 def _is_about_the_slug(error: DuplicateKeyError) -> bool:
     return "slug" in ((error.details or {}).get("keyPattern") or {})
+
+
+def _clash(error: DuplicateKeyError, keys: Sequence[str]) -> Exception | None:
+    """The refusal of the foreign key that another chatbot has; None if the error is about something else."""
+    key = ((error.details or {}).get("keyValue") or {}).get("foreign_keys")
+    return invalid(f"/foreign_keys/{keys.index(key)}", "another chatbot has this key") if key in keys else None
 
 
 def _slug_taken() -> Exception:

@@ -1,12 +1,21 @@
-"""Gives out the small numbers by which some clients address a tenant's resources."""
+"""Gives out the small numbers by which some clients address a tenant's resources, and lists go."""
 
 from typing import Literal
 
-from pymongo import ReturnDocument
+from pymongo import ASCENDING, DESCENDING, ReturnDocument
 
+from services.conversation_store.documents import Document
 from services.conversation_store.repository.database import Database
+from shared.contracts.store import Order
 
 Numbered = Literal["chatbots", "conversations", "sources"]
+
+DIRECTIONS: dict[Order, int] = {"asc": ASCENDING, "desc": DESCENDING}
+
+
+def beyond(order: Order, number: int | None) -> Document:
+    """The filter for what comes after that number, in that order; for all if there is none."""
+    return {} if number is None else {"number": {"$gt" if order == "asc" else "$lt": number}}
 
 
 async def allot(database: Database, kind: Numbered, tenant: str, count: int = 1) -> int:

@@ -230,6 +230,12 @@ INDEXES: dict[str, list[IndexModel]] = {
             unique=True,
             partialFilterExpression={"slug": {"$exists": True}},
         ),
+        IndexModel(
+            [("tenant", ASCENDING), ("foreign_keys", ASCENDING)],
+            name="tenant_foreign_key",
+            unique=True,
+            partialFilterExpression={"foreign_keys": {"$exists": True}},
+        ),
         IndexModel([("check_at", ASCENDING)], name="uncleaned", partialFilterExpression={"uncleaned": True}),
     ],
     "dead_letters": [
@@ -253,6 +259,7 @@ INDEXES: dict[str, list[IndexModel]] = {
     "request_counts": [IndexModel([("expires_at", ASCENDING)], name="expiry", expireAfterSeconds=0)],
     "sources": [
         IndexModel([("chatbot_id", ASCENDING), ("number", ASCENDING)], name="chatbot_number", unique=True),
+        IndexModel([("tenant", ASCENDING), ("number", ASCENDING)], name="tenant_number", unique=True),
         IndexModel(
             [("chatbot_id", ASCENDING), ("digest", ASCENDING)],
             name="chatbot_digest",
@@ -261,6 +268,7 @@ INDEXES: dict[str, list[IndexModel]] = {
         ),
         IndexModel([("next_check", ASCENDING)], name="due", partialFilterExpression={"next_check": {"$exists": True}}),
     ],
+    "source_texts": [IndexModel([("tenant", ASCENDING), ("chatbot_id", ASCENDING)], name="tenant_chatbot")],
     "passages": [
         # The chatbot first: only its own words are looked through, however many others there are.
         IndexModel(

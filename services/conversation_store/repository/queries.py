@@ -18,6 +18,7 @@ from services.conversation_store.repository.conversations import Conversations
 from services.conversation_store.repository.database import Database, asking, connected, ensure_migrated, local
 from services.conversation_store.repository.dead_letters import KeptLetters
 from services.conversation_store.repository.erasing import Erasing
+from services.conversation_store.repository.source_work import SourceWork
 from services.conversation_store.repository.sources import Sources
 from services.conversation_store.repository.sweeping import Sweeps
 from services.conversation_store.repository.waiting import Waiting
@@ -31,8 +32,9 @@ class Repository:
     """The store's data. Every read is bounded in time and raises ServiceError(unavailable) when it takes longer.
 
     turns: the writers of turns. accounts: tenants, their keys, and what they have used. waiting: the order of turns in
-    a conversation. conversations: all but their turns. chatbots: whom they are with. sources: what they answer from.
-    erasing: what becomes of what is deleted. dead_letters: what was set aside. sweeps: what was left undone.
+    a conversation. chatbots: whom conversations are with. sources: what they answer from. source_work: what is to be
+    done with those. erasing: what becomes of what is deleted. dead_letters: what was set aside. sweeps: what was left
+    undone.
     """
 
     def __init__(self, database: Database, turns: TurnCommits, beginnings: Beginnings, accounts: Accounts) -> None:
@@ -45,6 +47,7 @@ class Repository:
         self.chatbots = Chatbots(database)
         self.erasing = Erasing(database)
         self.sources = Sources(database, turns.clock)
+        self.source_work = SourceWork(database, turns.clock)
         self.dead_letters = KeptLetters(database)
         self._database = database
         self._turns = database["turns"]

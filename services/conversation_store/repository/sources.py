@@ -1,59 +1,68 @@
-"""Keeps sources and their passages, and hands out what is to be done with them."""
+"""Keeps sources, and finds their passages."""
 
-import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
-from pydantic import TypeAdapter
-from pymongo import ASCENDING, ReturnDocument, UpdateOne
-from pymongo.errors import DuplicateKeyError
+from pymongo import ASCENDING, ReturnDocument
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from services.conversation_store.documents import Document, present
+from services.conversation_store.documents import Document, present, stored
 from services.conversation_store.knowledge import StoredPassage
 from services.conversation_store.repository.beginnings import NOT_DELETED
 from services.conversation_store.repository.clock import DatabaseClock
-from services.conversation_store.repository.counters import allot
-from services.conversation_store.repository.database import Database, asking
+from services.conversation_store.repository.counters import DIRECTIONS, allot, beyond
+from services.conversation_store.repository.database import Database, DuplicateTurn, asking, faults, refusal
 from services.conversation_store.source_documents import (
     LiveSource,
-    Page,
-    Work,
-    new_passages,
+    copied_source,
     new_source,
     source,
+    to_be_read_again,
 )
 from shared.contracts.problems import refused
-from shared.contracts.sources import AddSource, NewSource, Source, SourceAdded
-from shared.ids import new_id
-
-LEASE = timedelta(seconds=30)
-"""So long a source is left to whoever took it, who renews this while at it."""
+from shared.contracts.sources import AddSource, ListSources, Source, SourceAdded, SourceStatus, SourceText
 
 CLEANED_AGAIN_AFTER = timedelta(seconds=60)
 """What was still being written of a source while it was deleted is there by then, and is removed."""
 
-INSERTED_AT_ONCE = 200
+COPIED_AT_ONCE = 50
 SOURCES_READ = {"content": 0}
 RACES = 5
 
-_CONTENT: TypeAdapter[NewSource] = TypeAdapter(NewSource)
-_TEXTS = ("content", "title", "url", "reason", "digest", "token", "generation", "embedding_model")
+_TEXTS = (
+    "content",
+    "title",
+    "file_name",
+    "url",
+    "reason",
+    "digest",
+    "text_digest",
+    "foreign",
+    "token",
+    "generation",
+    "embedding_model",
+    "refreshing",
+    "copied_from",
+)
+
+_WITH_STATUS: dict[SourceStatus, Document] = {
+    "pending": {"$or": [{"status": "pending"}, {"refreshing": True}]},
+    "ready": {"status": "ready", "refreshing": None},
+    "failed": {"status": "failed"},
+}
 
 
 class Sources:
-    """The collections `sources` and `passages`. Each raises ServiceError(unavailable) in time.
-
-    A passage counts only while its source is ready and names its generation: so those of a source become visible
-    together, in the one write that makes it ready, and are gone in the one that deletes it.
-    """
+    """The collections `sources`, `source_texts` and `passages`. Each raises ServiceError(unavailable) in time."""
 
     def __init__(self, database: Database, clock: DatabaseClock) -> None:
         self._database = database
         self._clock = clock
         self._sources = database["sources"]
+        # Texts that were written, once they are read: in their sources they would be read with every question.
+        self._texts = database["source_texts"]
         self._passages = database["passages"]
-        self._chatbots = database["chatbots"]
 
     # What clients see
 
@@ -88,25 +97,100 @@ class Sources:
         with asking():
             return await self._sources.count_documents({"chatbot_id": chatbot_id, **NOT_DELETED})
 
-    async def get(self, chatbot_id: str, source_id: str) -> Source | None:
-        """One source."""
+    async def get(self, tenant: str, chatbot_id: str | None, reference: str) -> Source | None:
+        """The tenant's source with that id or number; of that chatbot, if one is named."""
+        named: Document = {"number": int(reference)} if reference.isdecimal() else {"_id": reference}
+        of_chatbot = {} if chatbot_id is None else {"chatbot_id": chatbot_id}
         with asking():
-            found = await self._sources.find_one(
-                {"_id": source_id, "chatbot_id": chatbot_id, **NOT_DELETED}, SOURCES_READ
-            )
+            found = await self._sources.find_one({"tenant": tenant, **named, **of_chatbot, **NOT_DELETED}, SOURCES_READ)
         return None if found is None else source(found)
 
-    async def page(self, chatbot_id: str, after: int, limit: int) -> list[Source]:
-        """Sources whose numbers are greater than `after`, in their order."""
-        query: Document = {"chatbot_id": chatbot_id, "number": {"$gt": after}, **NOT_DELETED}
+    async def page(self, chatbot_id: str, wanted: ListSources, after: int | None, limit: int) -> list[Source]:
+        """Sources that come after the one of the number `after`, or from the first, in the order asked for."""
         with asking():
-            found = self._sources.find(query, SOURCES_READ).sort("number", ASCENDING).limit(limit)
-            return [source(document) for document in await found.to_list(None)]
+            found = self._sources.find(_listed(chatbot_id, wanted) | beyond(wanted.order, after), SOURCES_READ)
+            ordered = found.sort("number", DIRECTIONS[wanted.order]).skip(wanted.skip).limit(limit)
+            return [source(document) for document in await ordered.to_list(None)]
 
-    async def delete(self, chatbot_id: str, source_id: str) -> bool:
-        """Deletes a source with its passages; whether the chatbot had it. May be repeated."""
-        of_chatbot = {"chatbot_id": chatbot_id}
-        return await self._delete({"_id": source_id, **of_chatbot}, {"source_id": source_id, **of_chatbot}) > 0
+    async def count_listed(self, chatbot_id: str, wanted: ListSources) -> int:
+        """How many sources the list has on all its pages."""
+        with asking():
+            return await self._sources.count_documents(_listed(chatbot_id, wanted))
+
+    async def update(self, source_id: str, changes: Mapping[str, Any]) -> Source | None:
+        """Sets fields to their new values by name; None if the source was deleted."""
+        to_set = {**stored(changes), "updated_at": present()}
+        if "title" in changes:
+            to_set["has_given_title"] = True
+        return await self._set({"_id": source_id}, {"$set": to_set})
+
+    async def refresh(self, source_id: str) -> Source | None:
+        """Has a source read once more, unless it need not be; None if it was deleted.
+
+        Raises ServiceError(invalid_request) if it cannot be.
+        """
+        for _ in range(RACES):
+            with asking():
+                document = await self._sources.find_one({"_id": source_id, **NOT_DELETED})
+            if document is None:
+                return None
+            if (again := to_be_read_again(document)) is None:
+                return source(document)
+            # Whoever works on it is no longer to: what it was made for is past.
+            to_set = {**again, "next_check": self._clock.now(), "updated_at": present()}
+            unchanged = {"_id": source_id, "status": document["status"], "refreshing": None}
+            if (read_again := await self._set(unchanged, {"$set": to_set, "$unset": {"token": ""}})) is not None:
+                return read_again
+        raise refused("unavailable", "the source changes too fast", retry_after_s=1)
+
+    async def _set(self, query: Document, update: Document) -> Source | None:
+        with asking():
+            updated = await self._sources.find_one_and_update(
+                {**query, **NOT_DELETED}, update, SOURCES_READ, return_document=ReturnDocument.AFTER
+            )
+        document = cast(Document | None, updated)  # Motor's types leave out that there may be none
+        return None if document is None else source(document)
+
+    async def text(self, source_id: str) -> SourceText:
+        """What of it somebody wrote, as far as it is kept."""
+        parts = ("text", "question", "answer")
+        fields = {f"content.{part}": 1 for part in parts}
+        with asking():
+            kept = await self._texts.find_one({"_id": source_id}, fields)
+            kept = kept or await self._sources.find_one({"_id": source_id}, fields) or {}
+        return SourceText(**kept.get("content", {}))
+
+    async def copy(self, tenant: str, chatbot_id: str, to_chatbot_id: str) -> None:
+        """Gives a chatbot copies of another one's sources, which have yet to be given passages. May be repeated."""
+        with asking():
+            of_chatbot: Document = {"tenant": tenant, "chatbot_id": chatbot_id, **NOT_DELETED}
+            found = await self._sources.find(of_chatbot, {"_id": 1}).sort("number", ASCENDING).to_list(None)
+        ids = [row["_id"] for row in found]
+        for start in range(0, len(ids), COPIED_AT_ONCE):
+            with asking():
+                some: Document = {"_id": {"$in": ids[start : start + COPIED_AT_ONCE]}, **of_chatbot}
+                originals = await self._sources.find(some).sort("number", ASCENDING).to_list(None)
+                first = await allot(self._database, "sources", tenant, len(originals))
+                copies = [
+                    copied_source(original, to_chatbot_id, number, present())
+                    for number, original in enumerate(originals, first)
+                ]
+                await self._insert_new(copies)
+
+    async def _insert_new(self, documents: Sequence[Document]) -> None:
+        if not documents:
+            return
+        try:
+            await self._sources.insert_many(documents, ordered=False)
+        except BulkWriteError as error:
+            for fault in faults(error):
+                # One of the same content is there from the time before.
+                if not isinstance(refused_for := refusal(fault), DuplicateTurn):
+                    raise refused_for from None
+
+    async def delete(self, source_id: str) -> bool:
+        """Deletes a source with its passages; whether it was there. May be repeated."""
+        return await self._delete({"_id": source_id}, {"source_id": source_id}) > 0
 
     async def erase(self, tenant: str, chatbot_id: str) -> None:
         """Deletes all sources of a tenant's chatbot with their passages. May be repeated."""
@@ -120,121 +204,9 @@ class Sources:
         }
         with asking():
             deleted = await self._sources.update_many({**sources, **NOT_DELETED}, tombstone)
+            await self._texts.delete_many(sources)
             await self._passages.delete_many(passages)
         return deleted.modified_count
-
-    # What is to be done
-
-    async def take(self) -> Work | None:
-        """A source that something is to be done with, for `LEASE`; None if there is none now."""
-        now, token = self._clock.now(), new_id()
-        with asking():
-            taken = await self._sources.find_one_and_update(
-                {"next_check": {"$lte": now}},
-                {"$set": {"next_check": now + LEASE, "token": token}, "$inc": {"attempts": 1}},
-                sort=[("next_check", ASCENDING)],
-                return_document=ReturnDocument.AFTER,
-            )
-        document = cast(Document | None, taken)  # Motor's types leave out that there may be none
-        if document is None:
-            return None
-        is_pending = document.get("status") == "pending" and "content" in document
-        return Work(
-            id=document["_id"],
-            tenant=document["tenant"],
-            chatbot_id=document["chatbot_id"],
-            token=token,
-            is_deleted=document.get("deleted_at") is not None,
-            content=_CONTENT.validate_python(document["content"]) if is_pending else None,
-            generation=document.get("generation"),
-            attempts=document["attempts"],
-        )
-
-    async def renew(self, work: Work, until: timedelta = LEASE) -> bool:
-        """Keeps the source for so long from now on; False if it is somebody else's by now, or deleted."""
-        return await self._change(work, {"$set": {"next_check": self._clock.now() + until}})
-
-    async def fail(self, work: Work, reason: str) -> None:
-        """The source cannot be read, and is not tried again."""
-        changes = {"status": "failed", "reason": reason, "updated_at": present()}
-        await self._change(work, {"$set": changes, "$unset": {"content": "", "next_check": "", "token": ""}})
-        with asking():
-            await self._passages.delete_many({"source_id": work.id, "generation": work.token})
-
-    async def finish(
-        self, work: Work, pages: Sequence[Page], *, title: str | None, reason: str | None, then: bool
-    ) -> bool:
-        """Keeps what was read, and makes it visible; False if the source is somebody else's by now, or deleted.
-
-        title: what the source is called if it was given no title. then: there is more to be done with it.
-        """
-        # In a thread: a text of a thousand pages takes half a second.
-        passages = await asyncio.to_thread(new_passages, work, pages)
-        for start in range(0, len(passages), INSERTED_AT_ONCE):
-            with asking():
-                await self._passages.insert_many(passages[start : start + INSERTED_AT_ONCE], ordered=False)
-        with asking():
-            # From now on its turns ask; those of a chatbot that never had a source need not.
-            await self._chatbots.update_one({"_id": work.chatbot_id}, {"$set": {"has_sources": True}})
-        named = {"$cond": ["$has_given_title", "$title", {"$literal": title}]} if title else "$title"
-        changes: Document = {
-            "status": "ready",
-            "reason": {"$literal": reason},
-            "title": named,
-            "generation": work.token,
-            "passages": len(passages),
-            "attempts": 0,
-            "updated_at": present(),
-            **({"next_check": self._clock.now()} if then else {}),
-        }
-        done = ["content", "token"] if then else ["content", "token", "next_check"]
-        is_mine = await self._change(work, [{"$set": changes}, {"$unset": done}])
-        # Those of attempts that came to nothing; or of this one, if it has.
-        others = {"source_id": work.id, "generation": {"$ne": work.token} if is_mine else work.token}
-        with asking():
-            await self._passages.delete_many(others)
-        return is_mine
-
-    async def clean(self, work: Work) -> None:
-        """Removes the last of a deleted source."""
-        with asking():
-            await self._passages.delete_many({"source_id": work.id})
-            await self._sources.delete_one({"_id": work.id, "token": work.token})
-
-    async def _change(self, work: Work, update: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> bool:
-        with asking():
-            changed = await self._sources.update_one({"_id": work.id, "token": work.token}, update)
-        return changed.matched_count == 1
-
-    # Vectors
-
-    async def want_vectors(self, model: str) -> int:
-        """Has the sources looked after whose passages have no vectors of this model; how many."""
-        lacking = {"status": "ready", "embedding_model": {"$ne": model}, "next_check": None, **NOT_DELETED}
-        with asking():
-            wanted = await self._sources.update_many(lacking, {"$set": {"next_check": self._clock.now()}})
-        return wanted.modified_count
-
-    async def without_vector(self, work: Work, model: str, limit: int) -> dict[str, str]:
-        """Some passages of the source that have no vector of this model: by id what it is to be made of."""
-        lacking = {"source_id": work.id, "generation": work.generation, "embedding_model": {"$ne": model}}
-        with asking():
-            found = await self._passages.find(lacking, {"heading": 1, "text": 1}).limit(limit).to_list(None)
-        return {passage["_id"]: f"{passage['heading']}\n{passage['text']}".strip() for passage in found}
-
-    async def keep_vectors(self, vectors: Mapping[str, bytes], model: str) -> None:
-        """Gives passages, by their ids, their vectors of this model."""
-        updates = [
-            UpdateOne({"_id": id_}, {"$set": {"vector": vector, "embedding_model": model}})
-            for id_, vector in vectors.items()
-        ]
-        with asking():
-            await self._passages.bulk_write(updates, ordered=False)
-
-    async def embedded(self, work: Work, model: str) -> None:
-        """All passages of the source have vectors of this model."""
-        done = {"$set": {"embedding_model": model, "attempts": 0}, "$unset": {"next_check": "", "token": ""}}
-        await self._change(work, done)
 
     # What is found
 
@@ -288,6 +260,13 @@ class Sources:
                 ]
             ).to_list(None)
         return {row["_id"]: _passage(row) for row in rows}
+
+
+def _listed(chatbot_id: str, wanted: ListSources) -> Document:
+    listed: Document = {"tenant": wanted.tenant, "chatbot_id": chatbot_id, **NOT_DELETED}
+    if wanted.type is not None:
+        listed["type"] = wanted.type
+    return listed | (_WITH_STATUS[wanted.status] if wanted.status is not None else {})
 
 
 def _passage(document: Mapping[str, Any]) -> StoredPassage:

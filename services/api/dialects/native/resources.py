@@ -22,6 +22,13 @@ _FOREIGN_OF_RUN: dict[str, Any] = {"number": True, "citations": {"__all__": {"so
 _FOREIGN_OF_RESOURCE: dict[str, Any] = {
     "foreign": True,
     "foreign_id": True,
+    "foreign_keys": True,
+    "file_name": True,
+    "size": True,
+    "words": True,
+    "tokens": True,
+    "input_words": True,
+    "output_words": True,
     "citations": {"__all__": {"source_number": True}},
 }
 _FOREIGN: dict[str, Any] = {**_FOREIGN_OF_RESOURCE, "total": True, "data": {"__all__": _FOREIGN_OF_RESOURCE}}

@@ -119,13 +119,13 @@ def _list_sources(call: Incoming) -> Command:
 def _get_source(call: Incoming) -> Command:
     chatbot, source_id = path_chatbot(call), path_id(call, "source", "source_id")
     read_query(Nothing, call.query)
-    return Ask(GetSource(tenant=call.tenant, chatbot=chatbot, source_id=source_id), ok)
+    return Ask(GetSource(tenant=call.tenant, chatbot=chatbot, source=source_id), ok)
 
 
 def _delete_source(call: Incoming) -> Command:
     chatbot, source_id = path_chatbot(call), path_id(call, "source", "source_id")
     read_query(Nothing, call.query)
-    request = DeleteSource(tenant=call.tenant, chatbot=chatbot, source_id=source_id)
+    request = DeleteSource(tenant=call.tenant, chatbot=chatbot, source=source_id)
     return Ask(request, lambda _: Answer(204), changes=True)
 
 
