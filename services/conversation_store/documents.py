@@ -10,6 +10,7 @@ import orjson
 
 from services.conversation_store.turns import PUBLISH_CHECK, TurnState
 from shared.contracts.chatbots import Chatbot, CreateChatbot
+from shared.contracts.passthrough import Passthrough
 from shared.contracts.problems import RunError
 from shared.contracts.resources import ACTIVE, Citation, Conversation, ConversationMessage, Receipt, Run, Usage
 from shared.contracts.store import CreateConversation, SubmitTurn
@@ -168,6 +169,12 @@ class Turn:
     def conversation_id(self) -> str | None:
         """The conversation that it belongs to."""
         return self.document.get("conversation_id")
+
+    @property
+    def passthrough(self) -> Passthrough | None:
+        """What of the request goes to the model server as it came; None once the run has ended."""
+        kept = self.document.get("passthrough")
+        return None if kept is None else Passthrough.read(kept.encode())
 
     @property
     def text(self) -> str | None:
@@ -332,6 +339,8 @@ def new_turn(
     }
     if waits and command.on_busy == "interrupt":
         document["interrupts"] = True
+    if command.passthrough is not None:
+        document["passthrough"] = command.passthrough.model_dump_json()
     if frozen.instructions is not None:
         document["instructions"] = frozen.instructions
     if frozen.chatbot_id is not None:
@@ -383,6 +392,9 @@ def state_changes(before: TurnState, after: TurnState) -> tuple[Document, list[s
         to_remove += _RESULT_FIELDS
     if (result := after.result) is not None:
         to_remove.append("checkpoint")
+        if not after.dead_lettered:
+            # Needed for the prompt alone, and that only if there is to be another job.
+            to_remove.append("passthrough")
         to_set |= {
             "length": result.length,
             "finish_reason": result.finish_reason,
@@ -459,7 +471,7 @@ def erased_turn() -> list[Document]:
         "revision": {"$add": ["$revision", 1]},
         "job_left": {"$cond": [has_a_job, True, "$$REMOVE"]},
     }
-    return [{"$set": bare}, {"$unset": ["idempotency_key", "checkpoint", "instructions", "knowledge"]}]
+    return [{"$set": bare}, {"$unset": ["idempotency_key", "checkpoint", "instructions", "knowledge", "passthrough"]}]
 
 
 def _stored(values: Mapping[str, Any]) -> Document:

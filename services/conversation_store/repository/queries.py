@@ -33,7 +33,7 @@ from shared.contracts.store import CreateConversation, ListConversations, Submit
 SEARCHED_TURNS = 1_000
 SEARCHED_TITLES = 1_000
 
-_WITHOUT_INPUT: Document = {"input": 0, "instructions": 0}
+_WITHOUT_INPUT: Document = {"input": 0, "instructions": 0, "passthrough": 0}
 
 
 class Repository:
@@ -220,7 +220,7 @@ class Repository:
         turns: list[Turn] = []
         size = 0
         with asking():
-            found = self._turns.find(query, {"instructions": 0}).limit(limit)
+            found = self._turns.find(query, {"instructions": 0, "passthrough": 0}).limit(limit)
             cursor = found.sort("seq", ASCENDING if order == "asc" else DESCENDING)
             async for document in cursor:
                 turns.append(Turn(document))

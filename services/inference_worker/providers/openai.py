@@ -102,7 +102,7 @@ class OpenAIProvider:
 
     async def stream(self, job: GenerateReply, prefill: Prefill | None = None) -> AsyncGenerator[Piece, None]:
         """See `Provider`."""
-        parser, chunks = EventParser(), _Chunks()
+        parser, chunks = EventParser(), _reader(job)
         with self._translated():
             async with AsyncExitStack() as stack:
                 content = (await self._opened(_body(job, prefill), stack, form=self._chat, streams=True)).content
@@ -229,9 +229,13 @@ async def _said(response: Response) -> _Said:
 
 
 def _body(job: GenerateReply, prefill: Prefill | None) -> dict[str, Any]:
-    messages = [{"role": message.role, "content": message.content} for message in job.messages]
+    messages: list[dict[str, Any]] = [{"role": message.role, "content": message.content} for message in job.messages]
     body: dict[str, Any] = {}
-    max_tokens = job.max_tokens
+    max_tokens, limit = job.max_tokens, "max_tokens"
+    if (passed := job.passthrough) is not None:
+        body |= passed.options
+        messages += passed.messages or ()
+        limit = "max_completion_tokens" if "max_completion_tokens" in body else limit
     if prefill is not None:
         body |= prefill.parameters
         messages.append({"role": "assistant", "content": prefill.text})
@@ -240,7 +244,7 @@ def _body(job: GenerateReply, prefill: Prefill | None) -> dict[str, Any]:
     if job.temperature is not None:
         body["temperature"] = job.temperature
     if max_tokens is not None:
-        body["max_tokens"] = max_tokens
+        body[limit] = max_tokens
     return body
 
 
@@ -263,7 +267,7 @@ class _Chunks:
             try:
                 chunk = orjson.loads(data)
                 if chunk.get("error"):
-                    self.error = ProviderFailed("The model server reported an error in the middle of its answer.")
+                    self.error = _reported()
                     break
                 if counts := chunk.get("usage"):
                     usage = _usage(counts) or usage
@@ -274,11 +278,78 @@ class _Chunks:
                     if reason := choice.get("finish_reason"):
                         finish_reason = _FINISH_REASONS.get(reason, "stop")
             except (ValueError, TypeError, LookupError, AttributeError):
-                self.error = ProviderFailed("The model server sent what is no part of an answer.")
+                self.error = _senseless()
                 break
         if not texts and finish_reason is None and usage is None:
             return None
         return Piece("".join(texts), finish_reason, usage, len(texts))
+
+
+class _Lines:
+    """Reads the chunks of one raw answer: the text is a line of JSON for each that says anything."""
+
+    def __init__(self, choices: int) -> None:
+        self.done = False
+        self.error: ProviderError | None = None
+        self._choices = choices
+        self._begun: set[int] = set()
+        self._finished: set[int] = set()
+        self._finish_reason: FinishReason | None = None
+
+    def read(self, events: list[bytes]) -> Piece | None:
+        """See `_Chunks`. There is a finish reason, that of the first choice, once all choices are at their end."""
+        lines: list[bytes] = []
+        usage: Usage | None = None
+        for data in events:
+            if data == _DONE:
+                self.done = True
+                break
+            try:
+                chunk = orjson.loads(data)
+                if chunk.get("error"):
+                    self.error = _reported()
+                    break
+                if counts := chunk.get("usage"):
+                    usage = _usage(counts) or usage
+                choices = chunk.get("choices") or ()
+                if said := [telling for choice in choices if (telling := self._telling(choice))]:
+                    lines.append(orjson.dumps({"choices": said}, option=orjson.OPT_APPEND_NEWLINE))
+            except (ValueError, TypeError, LookupError, AttributeError):
+                self.error = _senseless()
+                break
+        # Some servers give fewer choices than were asked for.
+        is_whole = self._finished >= self._begun and (self.done or len(self._finished) >= self._choices)
+        finish_reason = self._finish_reason if is_whole else None
+        if not lines and finish_reason is None and usage is None:
+            return None
+        return Piece(b"".join(lines).decode(), finish_reason, usage, len(lines))
+
+    def _telling(self, choice: dict[str, Any]) -> dict[str, Any] | None:
+        """What a choice says that is not said by its being there; None if nothing."""
+        index = choice.get("index") or 0
+        self._begun.add(index)
+        if reason := choice.get("finish_reason"):
+            self._finished.add(index)
+            if index == 0 or self._finish_reason is None:
+                self._finish_reason = _FINISH_REASONS.get(reason, "stop")
+        delta = {name: value for name, value in (choice.get("delta") or {}).items() if value and name != "role"}
+        rest = {name: value for name, value in choice.items() if value is not None and name not in ("index", "delta")}
+        return {"index": index, "delta": delta, **rest} if delta or rest else None
+
+
+def _reader(job: GenerateReply) -> _Chunks | _Lines:
+    if job.passthrough is None or not job.passthrough.raw:
+        return _Chunks()
+    choices = job.passthrough.options.get("n")
+    return _Lines(choices if isinstance(choices, int) else 1)
+
+
+def _reported() -> ProviderError:
+    return ProviderFailed("The model server reported an error in the middle of its answer.")
+
+
+def _senseless() -> ProviderError:
+    return ProviderFailed("The model server sent what is no part of an answer.")
 
 
 def _usage(counts: Any) -> Usage | None:
