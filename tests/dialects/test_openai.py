@@ -10,6 +10,7 @@ import aiohttp
 import openai
 import pytest
 from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionChunk
 
 from tests.dialects.transcripts import Recorder, read_until
 from tests.fakes.script import Script, call, expected_text, tag_of
@@ -371,3 +372,29 @@ async def test_stream_ends_with_done_and_pings_are_comments(session: aiohttp.Cli
         events = (await response.text()).split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
     assert all(json.loads(event.removeprefix("data: "))["object"] for event in events[:-2])
+
+
+async def test_streams_notice_nothing_of_the_death_of_their_worker(client: AsyncOpenAI, house: Stack, tag: str) -> None:
+    script = Script(tag=tag, tokens=30, hold_after=10)
+    messages: list[Any] = [{"role": "user", "content": script.model}]
+    # One is gone on with; of the other, with its tools, the next attempt says the same once more.
+    plain = await client.chat.completions.create(model="goes-on", messages=messages, stream=True)
+    raw = await client.chat.completions.create(model="begins-anew", messages=messages, tools=[TOOL], stream=True)
+    heard = ["", ""]
+
+    async def hear(index: int, stream: openai.AsyncStream[ChatCompletionChunk], at_least: int) -> None:
+        async for chunk in stream:
+            heard[index] += chunk.choices[0].delta.content or ""
+            if len(heard[index]) >= at_least:
+                return
+
+    begun = len(expected_text(10, tag))
+    await asyncio.gather(hear(0, plain, begun), hear(1, raw, begun))
+    house.workers[0].kill()
+    house.start("inference_worker")
+    await house.workers[-1].wait_ready()
+    await house.upstream.gate(tag).open()
+    await asyncio.gather(hear(0, plain, 10**6), hear(1, raw, 10**6))
+    assert heard == [script.text, script.text]
+    prefixes = {request.prefix for request in house.upstream.requests(tag)}
+    assert prefixes == {"", expected_text(10, tag)}

@@ -91,7 +91,7 @@ class Script:
 
     # Beyond one text: as many choices as the request says, and probabilities if it asks for them
     reasoning: int = 0
-    """So many tokens of reasoning come first."""
+    """So many tokens of reasoning come first, each after `drip_s`."""
     calls: int = 0
     """So many calls of tools come after the text."""
     refuses: bool = False

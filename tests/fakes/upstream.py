@@ -236,6 +236,7 @@ class FakeUpstream:
             yield _event(script, _chunk(record, {"role": "assistant", "content": ""}, choice=choice))
         await asyncio.sleep(script.first_s)
         for index in range(script.reasoning):
+            await asyncio.sleep(script.drip_s)
             yield _event(script, _chunk(record, {"reasoning_content": token(index, "r")}))
         tokens = _answer_tokens(record)
         # What a server only repeats, it need not generate.
@@ -303,9 +304,14 @@ def _error(status: int, body: str, headers: dict[str, str] | None = None) -> web
     return web.Response(status=status, text=body, content_type="application/json", headers=headers)
 
 
-def _usage(record: Received, tokens: int) -> dict[str, int]:
+def _usage(record: Received, tokens: int) -> dict[str, Any]:
     prompt = sum(len(str(message["content"]).split()) for message in record.messages)
-    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+    counts: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+    if thought := record.script.reasoning:
+        counts |= {"completion_tokens": tokens + thought, "total_tokens": prompt + tokens + thought}
+        counts["prompt_tokens_details"] = {"cached_tokens": 1, "audio_tokens": None}
+        counts["completion_tokens_details"] = {"reasoning_tokens": thought}
+    return counts
 
 
 def _whole(record: Received) -> dict[str, Any]:

@@ -59,19 +59,14 @@ def whole(run: Run, completion: Completion) -> dict[str, Any]:
 
 
 def usage(counts: Usage | None) -> dict[str, Any]:
-    """The `usage` of a completion; of what Parley does not count apart there is none."""
-    asked, answered = (counts.input_tokens, counts.output_tokens) if counts else (0, 0)
+    """The `usage` of a completion, of one that had no chance to cost anything if there are no counts."""
+    counts = counts or Usage(input_tokens=0, output_tokens=0, estimated=False)
     return {
-        "prompt_tokens": asked,
-        "completion_tokens": answered,
-        "total_tokens": asked + answered,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-        "completion_tokens_details": {
-            "reasoning_tokens": 0,
-            "audio_tokens": 0,
-            "accepted_prediction_tokens": 0,
-            "rejected_prediction_tokens": 0,
-        },
+        "prompt_tokens": counts.input_tokens,
+        "completion_tokens": counts.output_tokens,
+        "total_tokens": counts.input_tokens + counts.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": counts.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": counts.reasoning_tokens},
     }
 
 

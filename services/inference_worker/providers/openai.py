@@ -260,6 +260,7 @@ class _Chunks:
         texts: list[str] = []
         finish_reason: FinishReason | None = None
         usage: Usage | None = None
+        thinks = False
         for data in events:
             if data == _DONE:
                 self.done = True
@@ -273,14 +274,18 @@ class _Chunks:
                     usage = _usage(counts) or usage
                 if choices := chunk.get("choices"):
                     choice = choices[0]
-                    if text := (choice.get("delta") or {}).get("content"):
+                    delta = choice.get("delta") or {}
+                    if text := delta.get("content"):
                         texts.append(text)
+                    elif delta.get("reasoning_content") or delta.get("reasoning"):
+                        # It is not told, but a sign of life.
+                        thinks = True
                     if reason := choice.get("finish_reason"):
                         finish_reason = _FINISH_REASONS.get(reason, "stop")
             except (ValueError, TypeError, LookupError, AttributeError):
                 self.error = _senseless()
                 break
-        if not texts and finish_reason is None and usage is None:
+        if not (texts or thinks) and finish_reason is None and usage is None:
             return None
         return Piece("".join(texts), finish_reason, usage, len(texts))
 
@@ -355,6 +360,12 @@ def _senseless() -> ProviderError:
 def _usage(counts: Any) -> Usage | None:
     """What the server counted; None if it cannot be read, which is no reason to fail an answer that is good."""
     try:
-        return Usage(input_tokens=counts["prompt_tokens"], output_tokens=counts["completion_tokens"], estimated=False)
-    except (ValueError, TypeError, LookupError):
+        return Usage(
+            input_tokens=counts["prompt_tokens"],
+            output_tokens=counts["completion_tokens"],
+            estimated=False,
+            cached_tokens=(counts.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+            reasoning_tokens=(counts.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+        )
+    except (ValueError, TypeError, LookupError, AttributeError):
         return None
