@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import Field
 
 from services.api.dialects.native import Native
+from services.api.dialects.openai import OpenAI
 from services.api.http import Api
 from services.api.streams import serving_streams
 from shared.broker import Broker, BrokerError, open_broker
@@ -92,6 +93,6 @@ async def serve(settings: ApiSettings, stop: asyncio.Event) -> None:
         open_broker(settings.amqp_url.get_secret_value(), "api", clustered=settings.clustered) as broker,
         serving_streams(broker) as streams,
     ):
-        api = Api(broker, streams, (Native(),), readiness(broker, stop), settings.body_max_bytes)
+        api = Api(broker, streams, (Native(), OpenAI()), readiness(broker, stop), settings.body_max_bytes)
         async with listening(api, settings.api_host, settings.api_port, settings.drain_s):
             await stop.wait()

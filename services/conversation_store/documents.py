@@ -10,6 +10,7 @@ import orjson
 
 from services.conversation_store.turns import PUBLISH_CHECK, TurnState
 from shared.contracts.chatbots import Chatbot, CreateChatbot
+from shared.contracts.passthrough import Passthrough
 from shared.contracts.problems import RunError
 from shared.contracts.resources import (
     ACTIVE,
@@ -180,6 +181,12 @@ class Turn:
     def conversation_id(self) -> str | None:
         """The conversation that it belongs to."""
         return self.document.get("conversation_id")
+
+    @property
+    def passthrough(self) -> Passthrough | None:
+        """What of the request goes to the model server as it came; None once the run has ended."""
+        kept = self.document.get("passthrough")
+        return None if kept is None else Passthrough.read(kept.encode())
 
     @property
     def text(self) -> str | None:
@@ -386,6 +393,8 @@ def new_turn(
         document["foreign"] = foreign_texts(command.foreign)
     if waits and command.on_busy == "interrupt":
         document["interrupts"] = True
+    if command.passthrough is not None:
+        document["passthrough"] = command.passthrough.model_dump_json()
     if frozen.instructions is not None:
         document["instructions"] = frozen.instructions
     if frozen.chatbot_id is not None:
@@ -469,7 +478,7 @@ def state_changes(before: TurnState, after: TurnState) -> tuple[Document, list[s
         to_remove.append("checkpoint")
         if not after.dead_lettered:
             # Else it may be repeated, and then needs what it was to be told.
-            to_remove.append("context")
+            to_remove += ["context", "passthrough"]
         to_set |= {
             "length": result.length,
             "finish_reason": result.finish_reason,
@@ -553,7 +562,7 @@ def erased_turn() -> list[Document]:
         "revision": {"$add": ["$revision", 1]},
         "job_left": {"$cond": [has_a_job, True, "$$REMOVE"]},
     }
-    texts = ["idempotency_key", "checkpoint", "context", "instructions", "knowledge", "foreign"]
+    texts = ["idempotency_key", "checkpoint", "context", "instructions", "knowledge", "passthrough", "foreign"]
     return [{"$set": bare}, {"$unset": texts}]
 
 

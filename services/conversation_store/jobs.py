@@ -19,6 +19,7 @@ from services.conversation_store.shares import Shares
 from services.conversation_store.turns import Promote
 from shared.broker import Broker, BrokerError
 from shared.contracts.jobs import GenerateReply
+from shared.contracts.passthrough import Passthrough
 from shared.contracts.problems import ServiceError, refused
 from shared.contracts.resources import InputMessage
 from shared.contracts.routes import JOBS
@@ -209,6 +210,7 @@ class Jobs:
                 instructions=instructions,
                 before=before,
                 messages=messages,
+                passthrough=turn.passthrough,
                 deadline=turn.deadline,
                 queued_at=turn.state().queued_at or turn.state().created_at,
             )
@@ -236,6 +238,7 @@ def new_job(
     instructions: str | None,
     before: Sequence[InputMessage],
     messages: Sequence[InputMessage],
+    passthrough: Passthrough | None,
     deadline: datetime,
     queued_at: datetime,
 ) -> GenerateReply:
@@ -245,18 +248,20 @@ def new_job(
     """
     # It was validated when it came, and need not be once more for every turn.
     first = () if instructions is None else (InputMessage.model_construct(role="system", content=instructions),)
+    said = messages if passthrough is None or passthrough.messages is None else ()
     job = GenerateReply(
         run_id=run_id,
         tenant=tenant,
         model=model,
         temperature=temperature,
         max_tokens=max_tokens,
-        messages=(*first, *before, *messages),
+        messages=(*first, *before, *said),
+        passthrough=passthrough,
         deadline=deadline,
         queued_at=queued_at,
     )
     # JSON takes six bytes at most for a character, so the usual job need not be encoded for its size to be known.
     characters = sum(len(message.content) for message in job.messages)
-    if characters > JOB_MAX_BYTES // 8 and len(job.to_json()) > JOB_MAX_BYTES:
+    if (characters > JOB_MAX_BYTES // 8 or passthrough is not None) and len(job.to_json()) > JOB_MAX_BYTES:
         raise refused("too_large", "the messages and the history before them are too long for one job")
     return job

@@ -165,7 +165,7 @@ class Submissions:
                     continue  # whatever was in the way has gone, and may have left an answer for the history
             frozen = standing.frozen
             if frozen.chatbot_id is not None and frozen.has_sources and knowledge is None:
-                knowledge = await self._retrieval.find(frozen.chatbot_id, command.messages[-1].content)
+                knowledge = await self._retrieval.find(frozen.chatbot_id, _question(command))
             accepted = await self._committed(command, standing, knowledge, waits=waits, leave_at=leave_at, login=login)
             if accepted is not None:
                 return accepted
@@ -400,9 +400,15 @@ def _job(
         instructions=briefed(frozen.instructions, knowledge),
         before=before,
         messages=command.messages,
+        passthrough=command.passthrough,
         deadline=deadline,
         queued_at=present(),
     )
+
+
+def _question(command: SubmitTurn) -> str:
+    """What the user last said."""
+    return next((message.content for message in reversed(command.messages) if message.role == "user"), "")
 
 
 def _leave_at(command: SubmitTurn) -> datetime:

@@ -89,7 +89,7 @@ class Claims:
                 job_message_id=run.first.message_id,
                 redelivered=run.first.redelivered,
                 waited_ms=int(waited * 1000),
-                continuation=run.model.continuation,
+                continuation=run.continuation,
                 company=run.place.company if run.place else 0,
                 slots=self._slots,
             )

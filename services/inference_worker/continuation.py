@@ -36,7 +36,7 @@ class Beginning:
         """The usage of the whole answer, given what the model server counted for the rest of it."""
         if rest is None or not self.text:
             return rest
-        return Usage(input_tokens=rest.input_tokens, output_tokens=rest.output_tokens + self.tokens, estimated=True)
+        return rest.model_copy(update={"output_tokens": rest.output_tokens + self.tokens, "estimated": True})
 
 
 def best_known(verdict: ClaimVerdict, told: Iterable[SubscriberText]) -> Beginning:

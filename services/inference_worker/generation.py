@@ -187,7 +187,7 @@ class Generation:
 
     async def _begin(self, run: Run, verdict: ClaimVerdict) -> None:
         """Begins the answer where earlier attempts have left off, if the model can go on from there."""
-        if run.model.continuation == "prefill" and (verdict.attempt > 1 or verdict.text):
+        if run.continuation == "prefill" and (verdict.attempt > 1 or verdict.text):
             beginning = best_known(verdict, await self._texts(run, verdict))
             if beginning.text:
                 # What has been asked for meanwhile begins at the start.

@@ -10,8 +10,10 @@ from services.inference_worker.outbound import Answer
 from services.inference_worker.quarantine import Place
 from shared.broker import Delivery
 from shared.contracts.jobs import AttachRun, GenerateReply
+from shared.contracts.passthrough import Opaque
 from shared.contracts.problems import RunError
 from shared.contracts.resources import FinishReason, Usage
+from shared.contracts.store import Continuation
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,16 @@ class Run:
             await asyncio.wait({self.reading})
 
     @property
+    def is_raw(self) -> bool:
+        """Its text is lines of JSON; see `Passthrough`."""
+        return self.job.passthrough is not None and self.job.passthrough.raw
+
+    @property
+    def continuation(self) -> Continuation:
+        """What can be done with the beginning of its answer. No model goes on from lines of JSON."""
+        return "restart" if self.is_raw else self.model.continuation
+
+    @property
     def has_got_on(self) -> bool:
         """The store holds text of this very attempt, so that it cannot be lost in vain any more."""
         return self.answer.held > self.answer.base
@@ -93,8 +105,14 @@ class Run:
         if not self.answer.length:
             return None
         asked = sum(len(message.content) for message in self.job.messages)
-        return Usage(
-            input_tokens=-(-asked // CHARACTERS_PER_TOKEN),
-            output_tokens=-(-self.answer.length // CHARACTERS_PER_TOKEN),
-            estimated=True,
-        )
+        if self.job.passthrough is not None:
+            asked += sum(map(_characters, self.job.passthrough.messages or ()))
+        output_tokens = self.answer.tokens if self.is_raw else -(-self.answer.length // CHARACTERS_PER_TOKEN)
+        return Usage(input_tokens=-(-asked // CHARACTERS_PER_TOKEN), output_tokens=output_tokens, estimated=True)
+
+
+def _characters(message: Opaque) -> int:
+    """Of the texts of a message; what its pictures cost nobody can tell."""
+    content = message.get("content")
+    parts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else [content]
+    return sum(len(part) for part in parts if isinstance(part, str))

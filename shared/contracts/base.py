@@ -16,6 +16,8 @@ from pydantic import (
 INT64_MAX = 2**63 - 1
 METADATA_MAX_DEPTH = 8
 METADATA_MAX_CHARACTERS = 16_384
+OPAQUE_MAX_DEPTH = 64
+OPAQUE_MAX_CHARACTERS = 4_000_000
 TEXT_MAX_CHARACTERS = 100_000
 TENANT_MAX_CHARACTERS = 100
 DOCUMENT_MAX_CHARACTERS = 2_000_000
@@ -78,17 +80,17 @@ class Request(Message, Generic[ReplyT]):
         raise TypeError(f"{cls.__name__} does not say what answers it")
 
 
-def _storable(value: JsonValue, depth: int = 0) -> int:
+def length_of(value: JsonValue, max_depth: int, depth: int = 0) -> int:
     """The length of `value` in characters, roughly as JSON. Raises ValueError for what MongoDB cannot hold."""
-    if depth > METADATA_MAX_DEPTH:
-        raise ValueError(f"may be nested {METADATA_MAX_DEPTH} levels deep at most")
+    if depth > max_depth:
+        raise ValueError(f"may be nested {max_depth} levels deep at most")
     match value:
         case dict():
             if any("\0" in key for key in value):
                 raise ValueError("a key may not contain the character NUL")
-            return sum(len(key) + _storable(item, depth + 1) + 4 for key, item in value.items())
+            return sum(len(key) + length_of(item, max_depth, depth + 1) + 4 for key, item in value.items())
         case list():
-            return sum(_storable(item, depth + 1) + 1 for item in value)
+            return sum(length_of(item, max_depth, depth + 1) + 1 for item in value)
         case str():
             return len(value) + 2
         case bool() | None:
@@ -102,7 +104,7 @@ def _storable(value: JsonValue, depth: int = 0) -> int:
 
 
 def _storable_metadata(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    if _storable(metadata) > METADATA_MAX_CHARACTERS:
+    if length_of(metadata, METADATA_MAX_DEPTH) > METADATA_MAX_CHARACTERS:
         raise ValueError(f"may be {METADATA_MAX_CHARACTERS} characters long at most")
     return metadata
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shared.contracts.base import Contract, Id, Key, Message, ModelName, TenantId, Time
+from shared.contracts.passthrough import Passthrough
 from shared.contracts.problems import RunError
 from shared.contracts.resources import FinishReason, InputMessage, Run, Usage
 from shared.contracts.store import TurnAccepted
@@ -18,12 +19,13 @@ class GenerateReply(Message):
     model: ModelName
     temperature: float | None
     max_tokens: int | None
-    messages: Annotated[tuple[InputMessage, ...], Field(min_length=1, strict=False)]
-    """The whole prompt: instructions, history, input."""
+    messages: Annotated[tuple[InputMessage, ...], Field(strict=False)]
+    """The whole prompt: instructions, history, input. If `passthrough` has messages, only what stands before those."""
     deadline: Time
     """The run must have ended by then."""
     queued_at: Time | None = None
     """When the turn came to be answered; if that was just now, the claim will be granted."""
+    passthrough: Passthrough | None = None
 
 
 class FinishRun(Message):

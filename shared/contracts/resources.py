@@ -50,6 +50,10 @@ class Usage(Contract):
     input_tokens: int
     output_tokens: int
     estimated: bool
+    cached_tokens: int = 0
+    """Of the input, what the model server had read before, as far as it says."""
+    reasoning_tokens: int = 0
+    """Of the output, what was thought and not said, as far as the model server says."""
 
 
 class Receipt(Contract):

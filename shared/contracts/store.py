@@ -21,6 +21,7 @@ from shared.contracts.base import (
     Time,
     Title,
 )
+from shared.contracts.passthrough import Passthrough
 from shared.contracts.resources import (
     Conversation,
     ConversationPage,
@@ -172,6 +173,7 @@ class SubmitTurn(Request[TurnAccepted]):
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     instructions: Text | None = None
     """For this turn alone, in place of the chatbot's."""
+    passthrough: Passthrough | None = None
     metadata: Metadata = Field(default_factory=dict)
     foreign: Foreign = Field(default_factory=dict)
     on_busy: OnBusy = "reject"
@@ -190,7 +192,10 @@ class SubmitTurn(Request[TurnAccepted]):
             raise ValueError("conversation_id and conversation exclude each other")
         if self.chatbot_id is not None and self.conversation is not None:
             raise ValueError("chatbot_id and conversation exclude each other: it names its own chatbot")
-        if self.messages[-1].role != "user":
+        passed = self.passthrough
+        if passed is not None and (passed.raw or passed.messages) and (self.conversation_id or self.conversation):
+            raise ValueError("passthrough may have messages, and be raw, in a turn without a conversation only")
+        if self.messages[-1].role != "user" and not (passed and passed.messages):
             raise ValueError("the last message must have the role user")
         return self
 

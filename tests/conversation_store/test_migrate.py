@@ -77,6 +77,19 @@ async def test_index_that_is_another_one_stops_the_migration(database: str) -> N
             await migrate(opened)
 
 
+async def test_text_index_of_a_release_before_gives_way_to_the_one_without_turns_that_stand_alone(
+    database: str,
+) -> None:
+    async with pymongo.AsyncMongoClient[dict[str, Any]](database) as client:
+        keys: list[tuple[str, int | str]] = [("tenant", 1), ("input.content", "text"), ("output", "text")]
+        await client.get_default_database().turns.create_index(keys, name="tenant_text", default_language="none")
+    results = await asyncio.gather(*(migrate_process(database) for _ in range(2)))
+    assert [code for code, _ in results] == [0, 0], results
+    made = await indexes(database)
+    assert set(made) == TURN_INDEXES
+    assert made["tenant_text"]["partialFilterExpression"] == {"conversation_id": {"$exists": True}}
+
+
 async def test_store_refuses_a_database_that_was_not_migrated(database: str) -> None:
     with pytest.raises(DatabaseUnusable, match="migrate"):
         async with open_repository(database):

@@ -1,5 +1,6 @@
 """What the fake model server does with one request, written into the model's name or into the user's last message."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -23,6 +24,17 @@ def token(index: int, tag: str = "") -> str:
 def expected_text(tokens: int, tag: str = "", start: int = 0) -> str:
     """The exact answer of `tokens` tokens under `tag`, from token `start` on."""
     return "".join(token(index, tag) for index in range(start, tokens))
+
+
+def tag_of(tag: str, choice: int) -> str:
+    """Under which tag the text of a choice is written."""
+    return f"{tag}c{choice}" if choice else tag
+
+
+def call(index: int, tag: str = "") -> dict[str, Any]:
+    """Call number `index` of an answer, as it is once it is whole."""
+    arguments = json.dumps({"city": f"é🙂 {tag}{index}", "days": index}, ensure_ascii=False)
+    return {"id": f"call_{tag}{index}", "type": "function", "function": {"name": "forecast", "arguments": arguments}}
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,14 @@ class Script:
     prefill: Literal["continue", "repeat", "ignore"] = "continue"
     """What is done with a trailing assistant message: go on after it; send it again first; begin anew."""
 
+    # Beyond one text: as many choices as the request says, and probabilities if it asks for them
+    reasoning: int = 0
+    """So many tokens of reasoning come first, each after `drip_s`."""
+    calls: int = 0
+    """So many calls of tools come after the text."""
+    refuses: bool = False
+    """The text is a refusal."""
+
     # Form
     crlf: bool = False
     """Lines end with CR LF."""
@@ -125,7 +145,12 @@ class Script:
 
         So a run may be asked of a model that the worker knows by name, and still say how it is to be answered.
         """
-        said = [str(message["content"]) for message in body["messages"] if message["role"] == "user"]
+        said = [_words(message["content"]) for message in body["messages"] if message["role"] == "user"]
         if said and said[-1].startswith(f"{PREFIX}?") and "?" not in body["model"]:
             return cls.parse(said[-1])
         return cls.parse(body["model"])
+
+
+def _words(content: Any) -> str:
+    """The text of a message, which may be in parts."""
+    return "".join(part.get("text", "") for part in content) if isinstance(content, list) else str(content)

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 from aiohttp import web
 
 from tests.fakes import embeddings
-from tests.fakes.script import Script, token
+from tests.fakes.script import Script, call, tag_of, token
 
 Outcome = Literal["open", "answered", "refused", "cut", "client_left", "server_stopped"]
 """`client_left`: the client closed before the answer was whole."""
@@ -41,6 +41,11 @@ class Received:
     def tokens_written(self) -> int:
         """How many tokens of the answer have left."""
         return len(self.written_at)
+
+    @property
+    def choices(self) -> int:
+        """How many answers it is to have."""
+        return int(self.body.get("n") or 1)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -227,8 +232,12 @@ class FakeUpstream:
 
     async def _events(self, record: Received) -> AsyncIterator[bytes]:
         script = record.script
-        yield _event(script, _chunk(record, {"role": "assistant", "content": ""}))
+        for choice in range(record.choices):
+            yield _event(script, _chunk(record, {"role": "assistant", "content": ""}, choice=choice))
         await asyncio.sleep(script.first_s)
+        for index in range(script.reasoning):
+            await asyncio.sleep(script.drip_s)
+            yield _event(script, _chunk(record, {"reasoning_content": token(index, "r")}))
         tokens = _answer_tokens(record)
         # What a server only repeats, it need not generate.
         at_once = len(record.prefix) if script.prefill == "repeat" else 0
@@ -252,9 +261,14 @@ class FakeUpstream:
                 if written > at_once:
                     await asyncio.sleep(script.drip_s)
                 written += len(tokens[position])
-                yield _event(script, _chunk(record, {"content": tokens[position]}))
+                for choice in range(record.choices):
+                    text = token(position, tag_of(script.tag, choice)) if choice else tokens[position]
+                    yield _event(script, _telling(record, text, choice))
                 record.written_at.append(asyncio.get_running_loop().time())
                 await self._note()
+        for index in range(script.calls):
+            for delta in _call_deltas(index, script.tag):
+                yield _event(script, _chunk(record, delta))
         for event in _ending(record, len(tokens)):
             yield event
 
@@ -290,9 +304,14 @@ def _error(status: int, body: str, headers: dict[str, str] | None = None) -> web
     return web.Response(status=status, text=body, content_type="application/json", headers=headers)
 
 
-def _usage(record: Received, tokens: int) -> dict[str, int]:
+def _usage(record: Received, tokens: int) -> dict[str, Any]:
     prompt = sum(len(str(message["content"]).split()) for message in record.messages)
-    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+    counts: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+    if thought := record.script.reasoning:
+        counts |= {"completion_tokens": tokens + thought, "total_tokens": prompt + tokens + thought}
+        counts["prompt_tokens_details"] = {"cached_tokens": 1, "audio_tokens": None}
+        counts["completion_tokens_details"] = {"reasoning_tokens": thought}
+    return counts
 
 
 def _whole(record: Received) -> dict[str, Any]:
@@ -311,20 +330,41 @@ def _whole(record: Received) -> dict[str, Any]:
     return answer
 
 
-def _chunk(record: Received, delta: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+def _telling(record: Received, text: str, choice: int) -> dict[str, Any]:
+    """The chunk that says the next token of a choice."""
+    chunk = _chunk(record, {"refusal" if record.script.refuses else "content": text}, choice=choice)
+    if record.body.get("logprobs"):
+        told = {"token": text, "logprob": -0.25, "bytes": list(text.encode()), "top_logprobs": []}
+        chunk["choices"][0]["logprobs"] = {"content": [told], "refusal": None}
+    return chunk
+
+
+def _call_deltas(index: int, tag: str) -> list[dict[str, Any]]:
+    """What a call of a tool comes in: its name first, then its arguments in two pieces."""
+    whole = call(index, tag)
+    arguments = whole["function"]["arguments"]
+    half = len(arguments) // 2
+    begun = {**whole, "index": index, "function": {"name": whole["function"]["name"], "arguments": ""}}
+    pieces = [{"index": index, "function": {"arguments": piece}} for piece in (arguments[:half], arguments[half:])]
+    return [{"tool_calls": [one]} for one in (begun, *pieces)]
+
+
+def _chunk(record: Received, delta: dict[str, Any], finish: str | None = None, choice: int = 0) -> dict[str, Any]:
     return {
         "id": "chatcmpl-fake",
         "object": "chat.completion.chunk",
         "created": 1,
         "model": record.body["model"],
-        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+        "choices": [{"index": choice, "delta": delta, "logprobs": None, "finish_reason": finish}],
     }
 
 
 def _ending(record: Received, tokens: int) -> Iterator[bytes]:
     script = record.script
     if script.finish:
-        yield _event(script, _chunk(record, {}, script.finish))
+        for choice in range(record.choices):
+            finish = "tool_calls" if script.calls and not choice else script.finish
+            yield _event(script, _chunk(record, {}, finish, choice))
     asked = bool((record.body.get("stream_options") or {}).get("include_usage"))
     if script.usage == "always" or (asked and script.usage == "asked"):
         yield _event(script, _chunk(record, {}) | {"choices": [], "usage": _usage(record, tokens)})

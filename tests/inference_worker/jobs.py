@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 from shared.contracts.jobs import GenerateReply
+from shared.contracts.passthrough import Passthrough
 from shared.contracts.resources import InputMessage
 from shared.ids import new_id
 from tests.fakes.script import Script
@@ -16,6 +17,7 @@ def job(
     temperature: float | None = None,
     max_tokens: int | None = None,
     waited_s: float = -60,
+    passthrough: Passthrough | None = None,
 ) -> GenerateReply:
     """A job whose model makes the fake model server act as `script` says.
 
@@ -29,5 +31,6 @@ def job(
         max_tokens=max_tokens,
         messages=(InputMessage(role="system", content="Be brief."), InputMessage(role="user", content=content)),
         deadline=datetime.now(UTC) + timedelta(seconds=deadline_s),
+        passthrough=passthrough,
         queued_at=datetime.now(UTC) - timedelta(seconds=waited_s),
     )

@@ -368,8 +368,8 @@ async def test_answer_that_takes_longer_than_its_deadline_is_cut_there(stage: St
     assert ends[0].output == expected_text(3)
 
 
-async def test_slow_but_steady_answer_is_not_cut(stage: Stage) -> None:
-    script = Script(tokens=12, drip_s=0.2)
+@pytest.mark.parametrize("script", [Script(tokens=12, drip_s=0.2), Script(tokens=2, reasoning=8, drip_s=0.2)])
+async def test_slow_but_steady_answer_is_not_cut(stage: Stage, script: Script) -> None:
     asked = job(script)
     async with stage.worker(first_token_s=1, between_tokens_s=0.6):
         await stage.store.publish(asked)

@@ -131,6 +131,12 @@ async def test_usage_is_the_servers_own(provider: OpenAIProvider) -> None:
     assert heard.usage == Usage(input_tokens=6, output_tokens=9, estimated=False)
 
 
+async def test_usage_tells_what_was_cached_and_what_was_only_thought(provider: OpenAIProvider) -> None:
+    heard = await hear(provider, job(Script(tokens=9, reasoning=4)))
+    assert heard.text == expected_text(9)
+    assert heard.usage == Usage(input_tokens=6, output_tokens=13, estimated=False, cached_tokens=1, reasoning_tokens=4)
+
+
 async def test_server_that_refuses_stream_options_is_asked_without_from_then_on(
     provider: OpenAIProvider, upstream: FakeUpstream
 ) -> None:

@@ -47,6 +47,7 @@ what may be tried again, and of reads that it dropped meanwhile (43, 175, 237)."
 
 _DUPLICATE_KEY = 11000
 _INDEX_CONFLICTS = {85, 86}
+_NO_SUCH_INDEX = 27
 
 
 class DatabaseUnusable(Exception):
@@ -176,9 +177,11 @@ INDEXES: dict[str, list[IndexModel]] = {
             partialFilterExpression={"idempotency_key": {"$exists": True}},
         ),
         IndexModel(
+            # Of turns that stand alone nothing is ever looked for, and some of their outputs are no words.
             [("tenant", ASCENDING), ("input.content", TEXT), ("output", TEXT)],
             name="tenant_text",
             default_language="none",
+            partialFilterExpression={"conversation_id": {"$exists": True}},
         ),
         IndexModel(
             [("status", ASCENDING), ("conversation_id", ASCENDING), ("seq", ASCENDING)],
@@ -287,6 +290,7 @@ async def migrate(database: Database) -> None:
 
     Raises DatabaseUnusable if an index of the same name exists and is another one.
     """
+    await _make_way(database["turns"])
     for collection, indexes in INDEXES.items():
         try:
             # Building an index on a full collection takes longer than any single operation may.
@@ -301,6 +305,20 @@ async def migrate(database: Database) -> None:
         await database["tenants"].insert_one(tenant)
     except DuplicateKeyError:
         log.info("the database was migrated before", database=database.name)
+
+
+async def _make_way(turns: Collection) -> None:
+    """Drops the text index of a release before, which was of all turns: a collection can have only one."""
+    existing = await turns.index_information()
+    if "partialFilterExpression" in existing.get("tenant_text", {"partialFilterExpression": None}):
+        return
+    try:
+        with pymongo.timeout(None):
+            await turns.drop_index("tenant_text")
+    except OperationFailure as error:
+        # Another migration was faster.
+        if error.code != _NO_SUCH_INDEX:
+            raise
 
 
 async def ensure_migrated(database: Database) -> None:

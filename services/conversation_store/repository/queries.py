@@ -24,7 +24,7 @@ from services.conversation_store.repository.sweeping import Sweeps
 from services.conversation_store.repository.waiting import Waiting
 from shared.contracts.store import Order, SubmitTurn
 
-_WITHOUT_PROMPT: Document = {"instructions": 0, "context": 0}
+_WITHOUT_PROMPT: Document = {"instructions": 0, "context": 0, "passthrough": 0}
 _WITHOUT_INPUT: Document = {**_WITHOUT_PROMPT, "input": 0}
 
 

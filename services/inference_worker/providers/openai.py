@@ -26,10 +26,10 @@ from services.inference_worker.providers import (
     ProviderRefused,
     ProviderUnreachable,
 )
+from services.inference_worker.providers.chunks import reader_of
 from services.inference_worker.providers.sse import EventParser
 from services.inference_worker.providers.transport import Response, Transport, TransportError, open_transport
 from shared.contracts.jobs import GenerateReply
-from shared.contracts.resources import FinishReason, Usage
 
 CONNECT_S = 5.0
 KEEP_ALIVE_S = 30.0
@@ -39,8 +39,6 @@ DETAIL_MAX_CHARACTERS = 300
 REFUSAL_MAX_BYTES = 64 * 1024
 EMBEDDINGS_MAX_BYTES = 64 * 1024 * 1024
 
-_FINISH_REASONS: dict[str, FinishReason] = {"length": "length", "content_filter": "content_filter"}
-_DONE = b"[DONE]"
 _OVERLOADED = frozenset({429, 503, 529})
 _TRANSIENT = frozenset({408, 409, 425})
 _NOT_LET_IN = frozenset({401, 403})
@@ -102,7 +100,7 @@ class OpenAIProvider:
 
     async def stream(self, job: GenerateReply, prefill: Prefill | None = None) -> AsyncGenerator[Piece, None]:
         """See `Provider`."""
-        parser, chunks = EventParser(), _Chunks()
+        parser, chunks = EventParser(), reader_of(job)
         with self._translated():
             async with AsyncExitStack() as stack:
                 content = (await self._opened(_body(job, prefill), stack, form=self._chat, streams=True)).content
@@ -229,9 +227,13 @@ async def _said(response: Response) -> _Said:
 
 
 def _body(job: GenerateReply, prefill: Prefill | None) -> dict[str, Any]:
-    messages = [{"role": message.role, "content": message.content} for message in job.messages]
+    messages: list[dict[str, Any]] = [{"role": message.role, "content": message.content} for message in job.messages]
     body: dict[str, Any] = {}
-    max_tokens = job.max_tokens
+    max_tokens, limit = job.max_tokens, "max_tokens"
+    if (passed := job.passthrough) is not None:
+        body |= passed.options
+        messages += passed.messages or ()
+        limit = "max_completion_tokens" if "max_completion_tokens" in body else limit
     if prefill is not None:
         body |= prefill.parameters
         messages.append({"role": "assistant", "content": prefill.text})
@@ -240,50 +242,5 @@ def _body(job: GenerateReply, prefill: Prefill | None) -> dict[str, Any]:
     if job.temperature is not None:
         body["temperature"] = job.temperature
     if max_tokens is not None:
-        body["max_tokens"] = max_tokens
+        body[limit] = max_tokens
     return body
-
-
-class _Chunks:
-    """Reads the chunks of one answer as plain JSON."""
-
-    def __init__(self) -> None:
-        self.done = False
-        self.error: ProviderError | None = None
-
-    def read(self, events: list[bytes]) -> Piece | None:
-        """All that these events bring, None for nothing; afterwards `done` or `error` may be set."""
-        texts: list[str] = []
-        finish_reason: FinishReason | None = None
-        usage: Usage | None = None
-        for data in events:
-            if data == _DONE:
-                self.done = True
-                break
-            try:
-                chunk = orjson.loads(data)
-                if chunk.get("error"):
-                    self.error = ProviderFailed("The model server reported an error in the middle of its answer.")
-                    break
-                if counts := chunk.get("usage"):
-                    usage = _usage(counts) or usage
-                if choices := chunk.get("choices"):
-                    choice = choices[0]
-                    if text := (choice.get("delta") or {}).get("content"):
-                        texts.append(text)
-                    if reason := choice.get("finish_reason"):
-                        finish_reason = _FINISH_REASONS.get(reason, "stop")
-            except (ValueError, TypeError, LookupError, AttributeError):
-                self.error = ProviderFailed("The model server sent what is no part of an answer.")
-                break
-        if not texts and finish_reason is None and usage is None:
-            return None
-        return Piece("".join(texts), finish_reason, usage, len(texts))
-
-
-def _usage(counts: Any) -> Usage | None:
-    """What the server counted; None if it cannot be read, which is no reason to fail an answer that is good."""
-    try:
-        return Usage(input_tokens=counts["prompt_tokens"], output_tokens=counts["completion_tokens"], estimated=False)
-    except (ValueError, TypeError, LookupError):
-        return None

@@ -7,6 +7,7 @@ from pydantic import Field, JsonValue
 
 from services.api.dialects import Ask, Command, Endpoint, Follow, Incoming, OnDisconnect, Position, Submit
 from services.api.dialects.bodies import Body, Query, invalid, make, read_body, read_query
+from services.api.dialects.headers import idempotency_key
 from services.api.dialects.native.replies import NativeReply
 from services.api.dialects.native.resources import PREFIX, Nothing, ok, path_id
 from shared.contracts.problems import FieldError, refused
@@ -63,7 +64,7 @@ def _submit_turn(call: Incoming) -> Command:
         max_tokens=body.max_tokens,
         metadata=body.metadata,
         on_busy=body.on_busy,
-        idempotency_key=_idempotency_key(call),
+        idempotency_key=idempotency_key(call),
         **fields,
     )
     mode: Literal["stream", "whole", "background"] = (
@@ -106,13 +107,6 @@ def _input(body: NewTurn) -> tuple[InputMessage, ...]:
         place = "/content" if body.messages is None else "/messages"
         raise invalid(FieldError(path=place, message="there must be a message"))
     return (make(InputMessage, role="user", content=body.content),)
-
-
-def _idempotency_key(call: Incoming) -> str | None:
-    key = call.headers.get("Idempotency-Key")
-    if key is not None and not (1 <= len(key) <= 200 and key.isprintable()):
-        raise invalid(FieldError(path="Idempotency-Key", message="must be 1 to 200 printable characters"))
-    return key
 
 
 def _position(text: str) -> Position:

@@ -1,0 +1,76 @@
+"""What may be asked for as `model`: the tenant's chatbots, by their slugs."""
+
+from collections.abc import Generator
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from services.api.dialects import Answer, Command, Endpoint, Incoming, Steps, asking
+from services.api.dialects.bodies import invalid
+from shared.contracts.base import Request
+from shared.contracts.chatbots import Chatbot, ChatbotReference, GetChatbot, ListChatbots
+from shared.contracts.problems import FieldError, ServiceError
+from shared.contracts.store import PAGE_LIMIT_MAX
+
+_REFERENCE: TypeAdapter[str] = TypeAdapter(ChatbotReference)
+
+
+def chatbot_named(tenant: str, model: str | None) -> Generator[Request[Any], Any, Chatbot | None]:
+    """The chatbot of that slug, number or id; None if it is no chatbot's."""
+    try:
+        reference = _REFERENCE.validate_python(model)
+    except ValidationError:
+        return None
+    try:
+        return (yield from asking(GetChatbot(tenant=tenant, chatbot=reference)))
+    except ServiceError as error:
+        if error.problem.code != "not_found":
+            raise
+        return None
+
+
+def _list_models(call: Incoming) -> Command:
+    return _models(call.tenant)
+
+
+def _get_model(call: Incoming) -> Command:
+    return _model(call.tenant, call.path["model"])
+
+
+def _models(tenant: str) -> Steps:
+    data: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while True:
+        page = yield from asking(ListChatbots(tenant=tenant, limit=PAGE_LIMIT_MAX, cursor=cursor))
+        data += map(_told, page.data)
+        if (cursor := page.next_cursor) is None:
+            return _ok({"object": "list", "data": data})
+
+
+def _model(tenant: str, name: str) -> Steps:
+    chatbot = yield from chatbot_named(tenant, name)
+    if chatbot is None:
+        raise invalid(FieldError(path="/model", message="there is no such model"))
+    return _ok(_told(chatbot))
+
+
+def _told(chatbot: Chatbot) -> dict[str, Any]:
+    return {
+        "id": chatbot.slug,
+        "object": "model",
+        "created": int(chatbot.created_at.timestamp()),
+        "owned_by": "parley",
+        "name": chatbot.name,
+    }
+
+
+def _ok(document: dict[str, Any]) -> Answer:
+    return Answer(200, orjson.dumps(document), {"Content-Type": "application/json"})
+
+
+ENDPOINTS = (
+    Endpoint("GET", "/v1/models", _list_models),
+    # The names of some models have slashes in them.
+    Endpoint("GET", "/v1/models/{model:.+}", _get_model),
+)
