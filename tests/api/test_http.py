@@ -18,7 +18,7 @@ from services.api.auth import Keys
 from services.api.dialects import Endpoint
 from services.api.dialects.native import Native
 from services.api.dialects.native.problems import STATUS
-from services.api.dialects.native.resources import PREFIX
+from services.api.dialects.native.resources import PREFIX, native_json
 from services.api.runs import Runs
 from shared.contracts.chatbots import Chatbot, ChatbotPage, GetChatbot, ListChatbots
 from shared.contracts.problems import refused
@@ -275,7 +275,7 @@ async def test_answers_of_the_store_are_passed_on(peers: Peers, client: NativeCl
     assert (reply.status, reply.body) == (204, "")
     run = a_run(new_id(), status="completed", attempt=1, output="é")
     peers.answers[GetRun] = lambda _: run
-    assert await client.call("GET", f"/runs/{run.id.upper()}") == json.loads(run.to_json())
+    assert await client.call("GET", f"/runs/{run.id.upper()}") == json.loads(native_json(run))
 
 
 async def test_problems_of_the_store_are_passed_on(peers: Peers, session: aiohttp.ClientSession) -> None:
