@@ -53,7 +53,7 @@ class TurnRequests:
         """The turns of a conversation."""
         conversation_id, order = request.conversation_id, request.order
         # Only what this made passes the check of a cursor, so its first part is a number.
-        start = None if request.cursor is None else int(position(f"turns.{order}", request.cursor)[0])
+        start = request.start if request.cursor is None else int(position(f"turns.{order}", request.cursor)[0])
         if not await self._repository.conversations.has(request.tenant, conversation_id):
             raise refused("not_found", "there is no such conversation")
         turns, may_be_more = await self._repository.turns_from(

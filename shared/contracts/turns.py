@@ -33,6 +33,8 @@ class ListTurns(Request[TurnPage]):
     conversation_id: Id
     order: Order
     limit: PageLimit
+    start: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    """The number at which the first page begins, whether there is a turn of it or not."""
     cursor: Cursor | None = None
     skip: Skip = 0
     count: bool = False

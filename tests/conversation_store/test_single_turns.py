@@ -102,6 +102,18 @@ async def test_turns_are_listed_in_both_orders_from_any_place_and_counted(around
     assert (beyond.data, beyond.total, beyond.next_cursor) == ((), 7, None)
 
 
+async def test_turns_are_listed_from_a_number_on(around: Surroundings) -> None:
+    conversation = await opened(around)
+    runs = [await answered(around, conversation.id, f"q{n}", "a") for n in range(1, 6)]
+    await around.api.call(DeleteTurn(tenant=TENANT, run_id=runs[2]))
+    for start, order, expected in ((2, "asc", [2, 4, 5]), (3, "asc", [4, 5]), (3, "desc", [2, 1]), (9, "asc", [])):
+        page = await around.api.call(turns_of(conversation.id, start=start, order=order))
+        assert [turn.number for turn in page.data] == expected
+    first = await around.api.call(turns_of(conversation.id, start=2, limit=2))
+    rest = await around.api.call(turns_of(conversation.id, start=2, limit=2, cursor=first.next_cursor))
+    assert [turn.number for turn in first.data + rest.data] == [2, 4, 5]
+
+
 async def test_page_of_long_turns_stays_within_what_the_broker_takes(around: Surroundings) -> None:
     conversation = await opened(around)
     text = "\x01" * 300_000

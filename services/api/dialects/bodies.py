@@ -30,6 +30,12 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+class Lenient(BaseModel):
+    """A body of a foreign API: what is not known is ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
 class Query(BaseModel):
     """Query parameters: closed; numbers come as text."""
 

@@ -1,9 +1,9 @@
-"""OpenAI's API as its clients know it, `/v1`: chat completions, with chatbots in the place of models."""
+"""OpenAI's API as its clients know it, `/v1`: chat completions, responses and conversations."""
 
 from collections.abc import Sequence
 
 from services.api.dialects import Answer, Asked, Endpoint
-from services.api.dialects.openai import chat, models
+from services.api.dialects.openai import chat, conversations, models, responses
 from services.api.dialects.openai.problems import error
 from shared.contracts.problems import Problem
 
@@ -12,7 +12,12 @@ class OpenAI:
     """The dialect itself."""
 
     prefixes: Sequence[str] = ("/v1", "/v1/chat/completions")
-    endpoints: Sequence[Endpoint] = (*chat.ENDPOINTS, *models.ENDPOINTS)
+    endpoints: Sequence[Endpoint] = (
+        *chat.ENDPOINTS,
+        *models.ENDPOINTS,
+        *responses.ENDPOINTS,
+        *conversations.ENDPOINTS,
+    )
 
     def problem(self, problem: Problem, asked: Asked) -> Answer:
         """An `error` object."""

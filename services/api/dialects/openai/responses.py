@@ -1,0 +1,386 @@
+"""Responses: what a request asks for, which conversation its turn belongs to, and how the answer is told.
+
+A response that is stored is a turn in a conversation: the one that it names, the one of the response before it, or one
+of its own. Where something has been said after the response before it, the new one gets a conversation of its own that
+begins with the same words. One that is not stored stands alone, and soon is gone.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+from uuid import UUID, uuid5
+
+import orjson
+from pydantic import Field, JsonValue, StringConstraints
+
+from services.api.dialects import (
+    Answer,
+    Asked,
+    Command,
+    Endpoint,
+    Events,
+    Follow,
+    Incoming,
+    Position,
+    Steps,
+    Submit,
+    asking,
+    failure_of,
+    sse,
+)
+from services.api.dialects.bodies import Lenient, invalid, make, read_body
+from services.api.dialects.headers import idempotency_key
+from services.api.dialects.openai.items import id_of, input_items_of, named, read_input
+from services.api.dialects.openai.models import chatbot_named
+from services.api.dialects.openai.paging import PageQuery, bounded, listed, read_known
+from services.api.dialects.openai.problems import error
+from services.api.dialects.openai.response_events import ResponseEvents, offset_after
+from services.api.dialects.openai.response_objects import FOREIGN, Said, response
+from shared.contracts.base import Request
+from shared.contracts.passthrough import Passthrough
+from shared.contracts.problems import FieldError, ServiceError, refused
+from shared.contracts.resources import InputMessage, Run, Turn
+from shared.contracts.store import PAGE_LIMIT_MAX, CancelTurn, ConversationToUse, CreateConversation, SubmitTurn
+from shared.contracts.turns import DeleteTurn, GetTurn, ListTurns, RecordTurn
+
+DEADLINE_S = 600
+"""As long as OpenAI's own clients wait."""
+MESSAGES_MAX = 100
+"""So many a turn may have."""
+REPEATED_CHARACTERS = 8_000
+"""Instructions that are longer are followed, and are not given back with the response."""
+
+_FAILED = frozenset({"failed", "incomplete"})
+
+
+class _Text(Lenient):
+    format: dict[str, JsonValue] | None = None
+
+
+class _Reasoning(Lenient):
+    effort: str | None = None
+
+
+class _Wanted(Lenient):
+    """What POST /v1/responses takes; what it does not name is ignored."""
+
+    input: JsonValue
+    model: str | None = None
+    instructions: str | None = None
+    conversation: JsonValue = None
+    previous_response_id: str | None = None
+    stream: bool | None = None
+    background: bool | None = None
+    store: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    metadata: dict[str, Annotated[str, StringConstraints(max_length=512)]] | None = None
+    text: _Text | None = None
+    reasoning: _Reasoning | None = None
+    tools: tuple[JsonValue, ...] | None = None
+    user: str | None = None
+
+    @property
+    def is_stored(self) -> bool:
+        """It can be asked for, and be gone on from."""
+        return self.store is not False
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseReply:
+    """A response, or its events: those with numbers beyond `after`."""
+
+    said: Said
+    after: int = -1
+
+    append_only = True
+    breaks_off = False
+    stream_headers = sse.HEADERS
+
+    def location(self, run_id: str) -> dict[str, str]:
+        """The run, which can be found by Parley's own API."""
+        return {"X-Parley-Run-Id": run_id}
+
+    def accepted(self, run: Run) -> Answer:
+        """The response, queued."""
+        return self._told(run)
+
+    def finished(self, run: Run, asked: Asked) -> Answer:
+        """The response with its whole output, or why there is none."""
+        return error(failure_of(run)) if run.status in _FAILED else self._told(run)
+
+    def events(self, run_id: str) -> Events:
+        """Typed events."""
+        return ResponseEvents(run_id, self.said, self.after)
+
+    def _told(self, run: Run) -> Answer:
+        answer = ok(response(run, self.said))
+        return Answer(answer.status, answer.body, {**answer.headers, **self.location(run.id)})
+
+
+def ok(document: Mapping[str, Any]) -> Answer:
+    """200 with a document."""
+    return Answer(200, orjson.dumps(document), {"Content-Type": "application/json"})
+
+
+def _create_response(call: Incoming) -> Command:
+    wanted = read_body(_Wanted, call.body)
+    messages = read_input(wanted.input, "/input")
+    if not messages or messages[-1].role != "user":
+        raise invalid(FieldError(path="/input", message="the last message must be the user's"))
+    if wanted.tools:
+        raise invalid(FieldError(path="/tools", message="tools are supported in chat completions only"))
+    if wanted.previous_response_id is not None and wanted.conversation is not None:
+        message = "previous_response_id and conversation exclude each other"
+        raise invalid(FieldError(path="/previous_response_id", message=message))
+    if wanted.background and not wanted.is_stored:
+        raise invalid(FieldError(path="/background", message="what runs in the background must be stored"))
+    return _create(call, wanted, messages)
+
+
+def _create(call: Incoming, wanted: _Wanted, messages: tuple[InputMessage, ...]) -> Steps:
+    chatbot = yield from chatbot_named(call.tenant, wanted.model)
+    chatbot_id = chatbot.id if chatbot else None
+    place = yield from _place(call, wanted, chatbot_id)
+    said = _said(wanted)
+    turn = make(
+        SubmitTurn,
+        run_id=call.fresh_id,
+        tenant=call.tenant,
+        messages=messages,
+        model=None if chatbot else wanted.model,
+        temperature=wanted.temperature,
+        max_tokens=wanted.max_output_tokens,
+        instructions=wanted.instructions or None,
+        metadata=wanted.metadata or {},
+        foreign={FOREIGN: orjson.loads(said.json)},
+        passthrough=_passthrough(wanted),
+        idempotency_key=idempotency_key(call),
+        end_user=wanted.user or None,
+        deadline_s=DEADLINE_S,
+        **place,
+    )
+    mode: Literal["stream", "whole", "background"] = "whole"
+    if wanted.stream:
+        mode = "stream"
+    elif wanted.background:
+        mode = "background"
+    return Submit(turn, mode, "continue" if wanted.is_stored else "cancel", ResponseReply(said))
+
+
+def _place(call: Incoming, wanted: _Wanted, chatbot_id: str | None) -> Generator[Request[Any], Any, dict[str, Any]]:
+    """The fields of a turn that say where it belongs, and what was said there before."""
+    if wanted.conversation is not None:
+        return {"conversation_id": conversation_id(wanted.conversation), "chatbot_id": chatbot_id}
+    if wanted.previous_response_id is None:
+        if not wanted.is_stored:
+            return {"chatbot_id": chatbot_id}
+        return {"conversation": ConversationToUse(id=_own_conversation(call), chatbot_id=chatbot_id)}
+    before = yield from _stored(call.tenant, wanted.previous_response_id, "Previous response with id")
+    if before.run.conversation_id is None:
+        raise _unknown(wanted.previous_response_id, "Previous response with id")
+    history = yield from _until(call.tenant, before.run.conversation_id, before.run.id)
+    if not wanted.is_stored:
+        return {"chatbot_id": chatbot_id, "context": _words(history.turns)}
+    if history.is_whole:
+        return {"conversation_id": before.run.conversation_id, "chatbot_id": chatbot_id}
+    branch = _own_conversation(call)
+    yield from asking(
+        CreateConversation(conversation_id=branch, tenant=call.tenant, chatbot_id=chatbot_id, title=None, metadata={})
+    )
+    yield from asking(
+        RecordTurn(
+            # Of this conversation there is one such turn, however often it is asked for.
+            run_id=str(uuid5(UUID(branch), "what was said before")),
+            tenant=call.tenant,
+            conversation_id=branch,
+            messages=_words(history.turns)[-MESSAGES_MAX:],
+        )
+    )
+    return {"conversation_id": branch}
+
+
+@dataclass(frozen=True, slots=True)
+class _History:
+    """The turns of a conversation up to one of them. is_whole: nothing was said after that."""
+
+    turns: Sequence[Turn]
+    is_whole: bool
+
+
+def _until(tenant: str, conversation_id: str, run_id: str) -> Generator[Request[Any], Any, _History]:
+    turns: list[Turn] = []
+    cursor: str | None = None
+    while True:
+        page = yield from asking(
+            ListTurns(tenant=tenant, conversation_id=conversation_id, order="asc", limit=PAGE_LIMIT_MAX, cursor=cursor)
+        )
+        for n, turn in enumerate(page.data):
+            turns.append(turn)
+            if turn.run.id == run_id:
+                return _History(turns, page.next_cursor is None and n + 1 == len(page.data))
+        if (cursor := page.next_cursor) is None:
+            raise refused("not_found", "The previous response is not there any more.")
+
+
+def _words(turns: Sequence[Turn]) -> tuple[InputMessage, ...]:
+    words: list[InputMessage] = []
+    for turn in turns:
+        words += turn.input
+        if (turn.run.output or "").strip():
+            words.append(InputMessage.model_construct(role="assistant", content=turn.run.output or ""))
+    return tuple(words)
+
+
+def _own_conversation(call: Incoming) -> str:
+    """The id of the conversation that this request makes: the same one if it is repeated by its key."""
+    key = idempotency_key(call)
+    return call.fresh_id if key is None else str(uuid5(UUID(int=0), f"{call.tenant}\n{key}"))
+
+
+def conversation_id(given: JsonValue) -> str:
+    """The conversation's id, by itself or in an object. Raises ServiceError(not_found) for what cannot be one."""
+    name = given.get("id") if isinstance(given, dict) else given
+    if not isinstance(name, str):
+        raise invalid(FieldError(path="/conversation", message="must be the id of a conversation"))
+    id_ = id_of("conv", name)
+    if id_ is None:
+        raise _unknown(name, "Conversation with id")
+    return id_
+
+
+def _passthrough(wanted: _Wanted) -> Passthrough | None:
+    form = wanted.text.format if wanted.text else None
+    options: dict[str, JsonValue] = {}
+    if wanted.top_p is not None:
+        options["top_p"] = wanted.top_p
+    if wanted.reasoning is not None and wanted.reasoning.effort is not None:
+        options["reasoning_effort"] = wanted.reasoning.effort
+    if form is not None and form.get("type") != "text":
+        options["response_format"] = _response_format(form)
+    return make(Passthrough, options=options) if options else None
+
+
+def _response_format(form: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """A text format as chat completions have it: there its schema is one level deeper."""
+    if form.get("type") != "json_schema":
+        return form
+    return {"type": "json_schema", "json_schema": {name: value for name, value in form.items() if name != "type"}}
+
+
+def _said(wanted: _Wanted) -> Said:
+    instructions = wanted.instructions
+    conversation = wanted.conversation
+    return Said(
+        orjson.dumps({
+            "model": wanted.model or "default",
+            "instructions": instructions if len(instructions or "") <= REPEATED_CHARACTERS else None,
+            "previous_response_id": wanted.previous_response_id,
+            "conversation": None if conversation is None else {"id": named("conv", conversation_id(conversation))},
+            "max_output_tokens": wanted.max_output_tokens,
+            "temperature": wanted.temperature,
+            "top_p": wanted.top_p,
+            "background": bool(wanted.background),
+            "store": wanted.is_stored,
+            "text": {"format": (wanted.text.format if wanted.text else None) or {"type": "text"}},
+            "reasoning": {"effort": wanted.reasoning.effort if wanted.reasoning else None, "summary": None},
+            "truncation": "disabled",
+            "user": wanted.user,
+            "metadata": wanted.metadata or {},
+        })
+    )  # fmt: skip
+
+
+def _get_response(call: Incoming) -> Command:
+    return _get(call, call.path["id"])
+
+
+def _get(call: Incoming, name: str) -> Steps:
+    asked = dict(call.query)
+    starting_after = asked.get("starting_after", "-1")
+    if not starting_after.removeprefix("-").isdecimal() or len(starting_after) > 10:
+        raise invalid(FieldError(path="starting_after", message="must be the sequence number of an event"))
+    turn = yield from _stored(call.tenant, name)
+    said = _told_before(turn, name)
+    if asked.get("stream", "").lower() not in ("true", "1"):
+        return ok(response(turn.run, said))
+    after = int(starting_after)
+    return Follow(call.tenant, turn.run.id, Position(0, offset_after(after), False), ResponseReply(said, after))
+
+
+def _cancel_response(call: Incoming) -> Command:
+    return _cancel(call, call.path["id"])
+
+
+def _cancel(call: Incoming, name: str) -> Steps:
+    turn = yield from _stored(call.tenant, name)
+    run = yield from asking(CancelTurn(tenant=call.tenant, run_id=turn.run.id))
+    return ok(response(run, _told_before(turn, name)))
+
+
+def _delete_response(call: Incoming) -> Command:
+    return _delete(call, call.path["id"])
+
+
+def _delete(call: Incoming, name: str) -> Steps:
+    turn = yield from _stored(call.tenant, name)
+    yield from asking(DeleteTurn(tenant=call.tenant, run_id=turn.run.id))
+    return ok({"id": named("resp", turn.run.id), "object": "response", "deleted": True})
+
+
+def _list_input_items(call: Incoming) -> Command:
+    return _input_items(call, read_known(PageQuery, call), call.path["id"])
+
+
+def _input_items(call: Incoming, query: PageQuery, name: str) -> Steps:
+    turn = yield from _stored(call.tenant, name)
+    items = input_items_of(turn)
+    if query.order == "desc":
+        items.reverse()
+    if query.after is not None:
+        ids = [item["id"] for item in items]
+        if query.after not in ids:
+            raise _unknown(query.after, "Item with id")
+        items = items[ids.index(query.after) + 1 :]
+    limit = bounded(query.limit)
+    return ok(listed(items[:limit], has_more=len(items) > limit))
+
+
+def _unsupported(call: Incoming) -> Command:
+    raise refused("not_found", "Parley neither counts the tokens of an input nor compacts conversations.")
+
+
+def _stored(tenant: str, name: str, what: str = "Response with id") -> Generator[Request[Any], Any, Turn]:
+    """The turn of a response that was stored. Raises ServiceError(not_found)."""
+    run_id = id_of("resp", name)
+    if run_id is None:
+        raise _unknown(name, what)
+    try:
+        turn = yield from asking(GetTurn(tenant=tenant, run_id=run_id))
+    except ServiceError as refusal:
+        raise _unknown(name, what) if refusal.problem.code == "not_found" else refusal from None
+    _told_before(turn, name, what)
+    return turn
+
+
+def _told_before(turn: Turn, name: str, what: str = "Response with id") -> Said:
+    said = Said.of(turn)
+    if said is None:
+        raise _unknown(name, what)
+    return said
+
+
+def _unknown(name: str, what: str) -> ServiceError:
+    return refused("not_found", f"{what} '{name[:100]}' not found.")
+
+
+ENDPOINTS = (
+    Endpoint("POST", "/v1/responses", _create_response),
+    Endpoint("POST", "/v1/responses/input_tokens", _unsupported),
+    Endpoint("POST", "/v1/responses/compact", _unsupported),
+    Endpoint("GET", "/v1/responses/{id}", _get_response),
+    Endpoint("DELETE", "/v1/responses/{id}", _delete_response),
+    Endpoint("POST", "/v1/responses/{id}/cancel", _cancel_response),
+    Endpoint("GET", "/v1/responses/{id}/input_items", _list_input_items),
+)
