@@ -8,6 +8,9 @@ import structlog
 from aiohttp import web
 from pydantic import Field
 
+from services.api.dialects.ablt import Ablt
+from services.api.dialects.chatzuri import Chatzuri
+from services.api.dialects.chatzuri.replies import StreamFormat
 from services.api.dialects.native import Native
 from services.api.dialects.openai import OpenAI
 from services.api.http import Api
@@ -36,6 +39,9 @@ class ApiSettings(Settings):
     )
     drain_s: float = Field(
         default=60.0, ge=0, le=900, description="seconds that calls which cannot be resumed get at the end"
+    )
+    chatzuri_stream: StreamFormat = Field(
+        default="sse", description="how Chatzuri's API streams to clients that do not say: sse, or text"
     )
 
 
@@ -93,6 +99,7 @@ async def serve(settings: ApiSettings, stop: asyncio.Event) -> None:
         open_broker(settings.amqp_url.get_secret_value(), "api", clustered=settings.clustered) as broker,
         serving_streams(broker) as streams,
     ):
-        api = Api(broker, streams, (Native(), OpenAI()), readiness(broker, stop), settings.body_max_bytes)
+        dialects = (Native(), OpenAI(), Chatzuri(settings.chatzuri_stream), Ablt())
+        api = Api(broker, streams, dialects, readiness(broker, stop), settings.body_max_bytes)
         async with listening(api, settings.api_host, settings.api_port, settings.drain_s):
             await stop.wait()

@@ -21,6 +21,7 @@ HEADERS_SHOWN = ("Content-Type", "Retry-After", "WWW-Authenticate", "Allow", "Ca
 
 _VARIABLE = re.compile(
     r"(?P<id>[0-9a-f]{8}-[0-9a-f]{4}-[57][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}|(?<![0-9a-zA-Z])[0-9a-f]{12}[57][0-9a-f]{19}(?![0-9a-f]))"
+    r"|(?P<short>(?<![\w-])AB[\w-]{19}(?![\w-]))"
     r"|(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+]00:00))"
     r"|(?P<seconds>(?<=\"created\":)\d{10}|(?<=\"created_at\":)\d{10}|(?<=\"completed_at\":)\d{10})"
     r"|(?P<host>127\.0\.0\.1:\d+)"
@@ -85,11 +86,12 @@ class Recorder:
     def _without_variables(self, text: str) -> str:
         def named(match: re.Match[str]) -> str:
             kind, value = match.lastgroup or "", match[0]
-            if kind != "id":
+            if kind not in ("id", "short"):
                 return f"<{kind}>"
             # The same id with and without its dashes is one id.
             number = self._numbers.setdefault(value.replace("-", ""), len(self._numbers) + 1)
-            return f"<{'dashed ' if '-' in value else ''}id {number}>"
+            form = "short " if kind == "short" else "dashed " if "-" in value else ""
+            return f"<{form}id {number}>"
 
         return _VARIABLE.sub(named, text)
 

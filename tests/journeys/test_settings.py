@@ -20,7 +20,7 @@ RIGHT = {
 @pytest.mark.parametrize(
     ("service", "wrong"),
     [
-        ("api", {"PARLEY_API_PORT": "abc"}),
+        ("api", {"PARLEY_API_PORT": "abc", "PARLEY_CHATZURI_STREAM": "xml"}),
         ("api", {"PARLEY_API_PORT": "70000", "PARLEY_BODY_MAX_BYTES": "-1", "PARLEY_DRAIN_S": "soon"}),
         ("api", {"PARLEY_AMQP_URL": f"garbage {SECRET}", "PARLEY_LOG_LEVEL": "loud"}),
         ("conversation_store", {"PARLEY_BOOTSTRAP_KEY": "", "PARLEY_KEY_PEPPER": ""}),

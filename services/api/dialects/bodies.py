@@ -52,15 +52,21 @@ def invalid(*errors: FieldError) -> ServiceError:
 
 def read_body(model: type[M], body: bytes) -> M:
     """The body as `model`. Raises ServiceError: invalid_json, or invalid_request naming every place."""
-    document = _read_object(body)
-    if _SUSPECT.search(body) and (errors := list(islice(_unstorable(document), ERRORS_MAX))):
-        raise invalid(*errors)
+    read_document(body)
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
         if any(fault["type"] == "json_invalid" for fault in error.errors(include_input=False, include_url=False)):
             raise refused("invalid_json", "The body is nested too deeply.") from None
         raise invalid(*_field_errors(error)) from None
+
+
+def read_document(body: bytes) -> dict[str, Any]:
+    """The body's JSON object. Raises ServiceError: invalid_json, or invalid_request for what nobody could keep."""
+    document = _read_object(body)
+    if _SUSPECT.search(body) and (errors := list(islice(_unstorable(document), ERRORS_MAX))):
+        raise invalid(*errors)
+    return document
 
 
 def read_query(model: type[M], query: Sequence[tuple[str, str]]) -> M:
