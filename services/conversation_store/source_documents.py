@@ -96,8 +96,8 @@ def _parts(content: NewSource) -> list[bytes]:
             return [content.sitemap.encode()]
 
 
-def new_source(command: AddSource, chatbot_id: str, number: int, now: datetime) -> Document:
-    """The document of a source that has yet to be read."""
+def new_source(command: AddSource, chatbot_id: str, number: int, now: datetime, due: datetime) -> Document:
+    """The document of a source that has yet to be read, and that is `due` at once by the clock of who looks for it."""
     content = command.content
     document: Document = {
         "_id": command.source_id,
@@ -116,7 +116,7 @@ def new_source(command: AddSource, chatbot_id: str, number: int, now: datetime) 
         "content": content.model_dump(mode="python"),
         "passages": 0,
         "attempts": 0,
-        "next_check": now,
+        "next_check": due,
         "created_at": now,
         "updated_at": now,
     }
@@ -125,7 +125,7 @@ def new_source(command: AddSource, chatbot_id: str, number: int, now: datetime) 
     return document
 
 
-def copied_source(original: Mapping[str, Any], chatbot_id: str, number: int, now: datetime) -> Document:
+def copied_source(original: Mapping[str, Any], chatbot_id: str, number: int, now: datetime, due: datetime) -> Document:
     """The document of a source of another chatbot that is to be the same as this one, given by its document."""
     document = {name: value for name, value in original.items() if name not in _STATE}
     document |= {
@@ -140,7 +140,7 @@ def copied_source(original: Mapping[str, Any], chatbot_id: str, number: int, now
         document |= {"status": "pending", "passages": 0, "copied_from": original["_id"]}
         document.pop("content", None)
     if document["status"] == "pending":
-        document["next_check"] = now
+        document["next_check"] = due
     return document
 
 

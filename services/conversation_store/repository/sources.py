@@ -72,7 +72,7 @@ class Sources:
         Raises ServiceError: invalid_request if the id is taken.
         """
         with asking():
-            document = new_source(command, chatbot_id, 0, present())
+            document = new_source(command, chatbot_id, 0, present(), self._clock.now())
             for _ in range(RACES):
                 if (known := await self._same(document)) is not None:
                     return SourceAdded(source=source(known), is_new=known["_id"] == command.source_id)
@@ -172,7 +172,7 @@ class Sources:
                 originals = await self._sources.find(some).sort("number", ASCENDING).to_list(None)
                 first = await allot(self._database, "sources", tenant, len(originals))
                 copies = [
-                    copied_source(original, to_chatbot_id, number, present())
+                    copied_source(original, to_chatbot_id, number, present(), self._clock.now())
                     for number, original in enumerate(originals, first)
                 ]
                 await self._insert_new(copies)
