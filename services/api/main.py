@@ -8,6 +8,7 @@ import structlog
 from aiohttp import web
 from pydantic import Field
 
+from services.api.dialects.gpt_trainer import GptTrainer
 from services.api.dialects.native import Native
 from services.api.dialects.openai import OpenAI
 from services.api.http import Api
@@ -93,6 +94,7 @@ async def serve(settings: ApiSettings, stop: asyncio.Event) -> None:
         open_broker(settings.amqp_url.get_secret_value(), "api", clustered=settings.clustered) as broker,
         serving_streams(broker) as streams,
     ):
-        api = Api(broker, streams, (Native(), OpenAI()), readiness(broker, stop), settings.body_max_bytes)
+        dialects = (Native(), OpenAI(), GptTrainer())
+        api = Api(broker, streams, dialects, readiness(broker, stop), settings.body_max_bytes)
         async with listening(api, settings.api_host, settings.api_port, settings.drain_s):
             await stop.wait()
