@@ -84,9 +84,13 @@ class Chatbots:
         )
 
     async def update(self, request: UpdateChatbot) -> Chatbot:
-        """Changes a chatbot."""
+        """Changes a chatbot, unless it was changed since whoever asks has seen it."""
         demand_known_model("/model", request.changes.model, self._known_models)
-        changed = await self._chatbots.update(request.tenant, request.chatbot, request.changes.by_name())
+        changed = await self._chatbots.update(
+            request.tenant, request.chatbot, request.changes.by_name(), as_of=request.as_of
+        )
+        if changed is None and request.as_of is not None:
+            changed = await self._chatbots.get(request.tenant, request.chatbot)
         return found(changed, "chatbot")
 
     async def replicate(self, request: ReplicateChatbot) -> Chatbot:

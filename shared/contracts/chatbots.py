@@ -205,6 +205,8 @@ class UpdateChatbot(Request[Chatbot]):
     tenant: TenantId
     chatbot: ChatbotReference
     changes: ChatbotChanges
+    as_of: Time | None = None
+    """Only if that is when it was last changed; if it is not, nothing is changed, and the chatbot is given as it is."""
 
 
 class ReplicateChatbot(Request[Chatbot]):

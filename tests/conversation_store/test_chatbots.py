@@ -2,7 +2,7 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
@@ -133,6 +133,33 @@ async def test_dialect_changes_what_it_keeps_itself_and_nothing_of_others(around
     assert (await around.api.call(get(chatbot.id))).foreign == changed.foreign
 
 
+async def test_change_that_others_have_forestalled_is_not_made_and_gives_the_chatbot_as_they_left_it(
+    around: Surroundings,
+) -> None:
+    chatbot = await made(around)
+    renamed = await around.api.call(update(chatbot.id, name="Leader"))
+    late = update(chatbot.id, name="Late").model_copy(update={"as_of": chatbot.updated_at})
+    assert await around.api.call(late) == renamed
+    timely = update(chatbot.id, name="Timely").model_copy(update={"as_of": renamed.updated_at})
+    assert (await around.api.call(timely)).name == "Timely"
+    gone = update(new_id(), name="x").model_copy(update={"as_of": renamed.updated_at})
+    assert (await problem(around, gone)).code == "not_found"
+
+
+async def test_nothing_is_lost_of_what_many_add_at_once_to_what_a_dialect_keeps(around: Surroundings) -> None:
+    chatbot = await made(around, foreign={"one": {"parts": []}})
+
+    async def add(part: int) -> None:
+        seen = chatbot
+        while part not in (parts := cast(list[int], seen.foreign["one"]["parts"])):
+            request = update(chatbot.id, foreign={"one": {"parts": [*parts, part]}})
+            seen = await around.api.call(request.model_copy(update={"as_of": seen.updated_at}))
+
+    await asyncio.gather(*map(add, range(10)))
+    parts = cast(list[int], (await around.api.call(get(chatbot.id))).foreign["one"]["parts"])
+    assert sorted(parts) == list(range(10))
+
+
 async def test_chatbots_are_paged_in_the_order_of_their_creation(around: Surroundings) -> None:
     names = [(await made(around, f"Bot {n}")).name for n in range(7)]
     await around.api.call(DeleteChatbot(tenant=TENANT, chatbot="4"))
@@ -171,7 +198,7 @@ async def test_no_chatbot_crosses_tenants(around: Surroundings) -> None:
     theirs = {"tenant": "other", "chatbot": chatbot.id}
     requests: tuple[Request[Any], ...] = (
         *(get(reference, "other") for reference in (chatbot.id, chatbot.slug, chatbot.number)),
-        UpdateChatbot(**theirs, changes=ChatbotChanges(name="Theirs")),
+        UpdateChatbot(tenant="other", chatbot=chatbot.id, changes=ChatbotChanges(name="Theirs")),
         DeleteChatbot(**theirs),
     )
     for request in requests:

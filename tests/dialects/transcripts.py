@@ -20,7 +20,8 @@ HEADERS_SHOWN = ("Content-Type", "Retry-After", "WWW-Authenticate", "Allow", "Ca
 """Of a response; all others say nothing of the dialect."""
 
 _VARIABLE = re.compile(
-    r"(?P<id>[0-9a-f]{8}-[0-9a-f]{4}-[57][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}|(?<![0-9a-zA-Z])[0-9a-f]{12}[57][0-9a-f]{19}(?![0-9a-f]))"
+    r"(?P<id>[0-9a-f]{8}-[0-9a-f]{4}-[578][0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}"
+    r"|(?<![0-9a-zA-Z])[0-9a-f]{12}[578][0-9a-f]{19}(?![0-9a-f]))"
     r"|(?P<short>(?<![\w-])AB[\w-]{19}(?![\w-]))"
     r"|(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+]00:00))"
     r"|(?P<seconds>(?<=\"created\":)\d{10}|(?<=\"created_at\":)\d{10}|(?<=\"completed_at\":)\d{10})"

@@ -6,10 +6,16 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from shared.contracts.problems import refused
+from services.api.dialects.bodies import invalid
+from shared.contracts.problems import FieldError, refused
+from shared.contracts.sources import FILE_MAX_BYTES, NewFile
+from shared.file_types import UnknownFileType, checked_type, type_by_media_type, type_by_name
 
 PARTS_MAX = 20
 HEADER_MAX_BYTES = 4096
+FILE_BODY_MAX_BYTES = FILE_MAX_BYTES + 64 * 1024
+"""A file and the form around it."""
+FILE_NAME_MAX_CHARACTERS = 200
 
 
 @dataclass(slots=True)
@@ -60,6 +66,22 @@ def read_form(content_type: str, body: bytes) -> list[Part]:
     if not reading.is_over:
         raise refused("invalid_request", "The multipart form is cut off.")
     return reading.parts
+
+
+def sent_file(part: Part) -> NewFile:
+    """The file in a field named `file`. Raises ServiceError: too_large, unsupported_type, invalid_request if empty."""
+    content = bytes(part.content)
+    if len(content) > FILE_MAX_BYTES:
+        raise refused("too_large", f"A file may have {FILE_MAX_BYTES} bytes at most.")
+    if not content:
+        raise invalid(FieldError(path="/file", message="the file is empty"))
+    # Some browsers send the path, too.
+    name = (part.filename or "").replace("\\", "/").rpartition("/")[2].replace("\0", "")
+    try:
+        file_type = checked_type(type_by_name(name) or type_by_media_type(part.media_type), content)
+    except UnknownFileType as error:
+        raise refused("unsupported_type", str(error)) from None
+    return NewFile(name=name[-FILE_NAME_MAX_CHARACTERS:] or f"file.{file_type}", file_type=file_type, content=content)
 
 
 class _Reading:

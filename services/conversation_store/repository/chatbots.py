@@ -3,6 +3,7 @@
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 from pymongo import ReturnDocument
@@ -33,6 +34,8 @@ from shared.contracts.chatbots import (
 )
 from shared.contracts.problems import refused
 
+_TICK = timedelta(milliseconds=1)
+"""The least by which two times differ in the database."""
 _NAMELESS = "chatbot"
 """What the slug begins with of a chatbot whose name has no word in it, or is only a number."""
 
@@ -99,16 +102,22 @@ class Chatbots:
         with asking():
             return await self._chatbots.count_documents(_listed(wanted))
 
-    async def update(self, tenant: str, reference: str, changes: Mapping[str, Any]) -> Chatbot | None:
-        """Sets fields to their new values by name; None if the tenant has no such chatbot.
+    async def update(
+        self, tenant: str, reference: str, changes: Mapping[str, Any], *, as_of: datetime | None = None
+    ) -> Chatbot | None:
+        """Sets fields to their new values by name; None if the tenant has no such chatbot, or none last changed then.
 
         Raises ServiceError: slug_taken, or invalid_request for a foreign key that another chatbot has.
         """
+        wanted, now = _own(tenant, reference), present()
+        if as_of is not None:
+            # A time that never was before, whatever the clocks say: of two who have seen the same, one is too late.
+            wanted, now = wanted | {"updated_at": as_of}, max(now, as_of + _TICK)
         with asking():
             try:
                 updated = await self._chatbots.find_one_and_update(
-                    _own(tenant, reference),
-                    chatbot_changes(changes, present()),
+                    wanted,
+                    chatbot_changes(changes, now),
                     return_document=ReturnDocument.AFTER,
                 )
             except DuplicateKeyError as error:

@@ -2,7 +2,7 @@
 
 from services.api.dialects import Answer, Ask, Command, Endpoint, Incoming
 from services.api.dialects.bodies import Body, invalid, make, read_body, read_query
-from services.api.dialects.forms import Part, is_form, read_form
+from services.api.dialects.forms import FILE_BODY_MAX_BYTES, Part, is_form, read_form, sent_file
 from services.api.dialects.native.resources import (
     PREFIX,
     Nothing,
@@ -13,27 +13,19 @@ from services.api.dialects.native.resources import (
     path_chatbot,
     path_id,
 )
-from shared.contracts.problems import FieldError, refused
+from shared.contracts.problems import FieldError
 from shared.contracts.sources import (
-    FILE_MAX_BYTES,
     AddSource,
     DeleteSource,
     GetSource,
     ListSources,
     NewAnswer,
-    NewFile,
     NewPage,
     NewSitemap,
     NewSource,
     NewText,
     SourceAdded,
 )
-from shared.file_types import UnknownFileType, checked_type, type_by_media_type, type_by_name
-
-BODY_MAX_BYTES = FILE_MAX_BYTES + 64 * 1024
-"""A file and the form around it."""
-
-FILE_NAME_MAX_CHARACTERS = 200
 
 _KINDS = "give one of: text; question and answer; url; sitemap; or send a file as multipart/form-data"
 
@@ -91,22 +83,7 @@ def _sent_file(content_type: str, body: bytes) -> tuple[str | None, NewSource]:
         raise invalid(FieldError(path="/title", message="must be UTF-8 text without NUL"))
     if "file" not in parts:
         raise invalid(FieldError(path="/file", message="this field is required"))
-    return title, _file(parts["file"])
-
-
-def _file(part: Part) -> NewFile:
-    content = bytes(part.content)
-    if len(content) > FILE_MAX_BYTES:
-        raise refused("too_large", f"A file may have {FILE_MAX_BYTES} bytes at most.")
-    if not content:
-        raise invalid(FieldError(path="/file", message="the file is empty"))
-    # Some browsers send the path, too.
-    name = (part.filename or "").replace("\\", "/").rpartition("/")[2].replace("\0", "")
-    try:
-        file_type = checked_type(type_by_name(name) or type_by_media_type(part.media_type), content)
-    except UnknownFileType as error:
-        raise refused("unsupported_type", str(error)) from None
-    return NewFile(name=name[-FILE_NAME_MAX_CHARACTERS:] or f"file.{file_type}", file_type=file_type, content=content)
+    return title, sent_file(parts["file"])
 
 
 def _list_sources(call: Incoming) -> Command:
@@ -130,7 +107,7 @@ def _delete_source(call: Incoming) -> Command:
 
 
 ENDPOINTS = (
-    Endpoint("POST", f"{PREFIX}/chatbots/{{id}}/sources", _add_source, "admin", BODY_MAX_BYTES),
+    Endpoint("POST", f"{PREFIX}/chatbots/{{id}}/sources", _add_source, "admin", FILE_BODY_MAX_BYTES),
     Endpoint("GET", f"{PREFIX}/chatbots/{{id}}/sources", _list_sources),
     Endpoint("GET", f"{PREFIX}/chatbots/{{id}}/sources/{{source_id}}", _get_source),
     Endpoint("DELETE", f"{PREFIX}/chatbots/{{id}}/sources/{{source_id}}", _delete_source, "admin"),
