@@ -43,6 +43,11 @@ async def posted(session: aiohttp.ClientSession, path: str, body: Json) -> Json:
         return answer
 
 
+async def newest(session: aiohttp.ClientSession) -> list[str]:
+    """The conversation that was made last."""
+    return [one["id"] for one in (await got(session, "/chat/v1/conversations?limit=1"))["data"]]
+
+
 async def got(session: aiohttp.ClientSession, path: str) -> Json:
     async with session.get(path) as response:
         answer: Json = await response.json()
@@ -299,9 +304,9 @@ async def test_model_that_names_a_chatbot_answers_by_its_instructions(
 
 
 async def test_completion_leaves_no_conversation(session: aiohttp.ClientSession, client: AsyncOpenAI, tag: str) -> None:
-    before = await got(session, "/chat/v1/conversations?limit=1")
+    before = await newest(session)
     await client.chat.completions.create(model=Script(tag=tag).model, messages=[{"role": "user", "content": tag}])
-    assert await got(session, "/chat/v1/conversations?limit=1") == before
+    assert await newest(session) == before
     assert (await got(session, f"/chat/v1/conversations?q={tag}"))["data"] == []
 
 
