@@ -59,6 +59,7 @@ SHORT_FIELDS = (
     "dead_lettered",
     "adopted",
     "chatbot_id",
+    "raw",
     "knowledge",
     "model",
     "metadata",
@@ -395,6 +396,7 @@ def new_turn(
         document["interrupts"] = True
     if command.passthrough is not None:
         document["passthrough"] = command.passthrough.model_dump_json()
+        document["raw"] = command.passthrough.raw
     if frozen.instructions is not None:
         document["instructions"] = frozen.instructions
     if frozen.chatbot_id is not None:
@@ -502,6 +504,9 @@ def transition(
     written_as: by this the write can be told from any other one.
     """
     to_set, to_remove = state_changes(before, after)
+    if document.get("raw"):
+        # Lines of JSON are not words; those are reckoned from the tokens.
+        to_set.pop("output_words", None)
     to_set |= {"revision": document["revision"] + 1, "written_as": written_as}
     is_repeated = before.is_over and (not after.is_over or after.result is not None)
     if is_repeated and document.get("login") is not None:

@@ -83,6 +83,7 @@ async def test_replay_of_a_dead_job_has_the_same_prompt_and_the_end_of_the_run_r
     kept = await documents.turns.find_one({"_id": command.run_id})
     assert kept is not None
     assert "passthrough" not in kept
+    assert "output_words" not in kept
     assert (kept["output"], [said["content"] for said in kept["input"]]) == (lines, ["What is it?"])
 
 

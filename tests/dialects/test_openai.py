@@ -43,6 +43,11 @@ async def posted(session: aiohttp.ClientSession, path: str, body: Json) -> Json:
         return answer
 
 
+async def newest(session: aiohttp.ClientSession) -> list[str]:
+    """The conversation that was made last."""
+    return [one["id"] for one in (await got(session, "/chat/v1/conversations?limit=1"))["data"]]
+
+
 async def got(session: aiohttp.ClientSession, path: str) -> Json:
     async with session.get(path) as response:
         answer: Json = await response.json()
@@ -279,6 +284,9 @@ async def test_chatbots_are_listed_as_models_and_found_by_name(client: AsyncOpen
     [found] = [model for model in listed if model.id == chatbot["slug"]]
     assert (found.object, found.owned_by) == ("model", "parley")
     assert found == await client.models.retrieve(chatbot["slug"])
+    default = await client.models.retrieve("fake")
+    assert default in listed
+    assert default.owned_by == "provider"
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("no/such model")
 
@@ -299,9 +307,9 @@ async def test_model_that_names_a_chatbot_answers_by_its_instructions(
 
 
 async def test_completion_leaves_no_conversation(session: aiohttp.ClientSession, client: AsyncOpenAI, tag: str) -> None:
-    before = await got(session, "/chat/v1/conversations?limit=1")
+    before = await newest(session)
     await client.chat.completions.create(model=Script(tag=tag).model, messages=[{"role": "user", "content": tag}])
-    assert await got(session, "/chat/v1/conversations?limit=1") == before
+    assert await newest(session) == before
     assert (await got(session, f"/chat/v1/conversations?q={tag}"))["data"] == []
 
 
@@ -351,6 +359,60 @@ async def test_same_request_with_the_same_key_is_answered_once(client: AsyncOpen
     assert len(house.upstream.requests(tag)) == 1
     with pytest.raises(openai.BadRequestError, match="key"):
         await ask(Script(tag=tag, tokens=5).model)
+
+
+# Open WebUI
+
+
+async def in_chat(session: aiohttp.ClientSession, script: Script, said: list[str], **headers: str) -> None:
+    """Has a chat's last message answered; the messages before it are the user's and the assistant's by turns."""
+    messages = [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)]
+    body = {"model": script.model, "messages": messages, "stream": True}
+    names = {name: headers.pop(name) for name in list(headers) if name == "model"}
+    sent = {f"X-OpenWebUI-{name.replace('_', '-')}": value for name, value in headers.items()}
+    async with session.post(PATH, json=body | names, headers=sent) as response:
+        assert (await response.text()).endswith("data: [DONE]\n\n")
+
+
+async def test_chat_of_open_webui_is_kept_and_the_request_is_the_prompt(
+    session: aiohttp.ClientSession, house: Stack, tag: str
+) -> None:
+    script = Script(tag=tag, tokens=3)
+    await in_chat(session, script, ["one"], Chat_Id=tag, Task="{{TASK}}")
+    edited = ["one, but better", "Oh.", "two"]
+    await in_chat(session, script, edited, Chat_Id=tag)
+    assert [message["content"] for message in house.upstream.requests(tag)[-1].messages] == edited
+    [conversation_id] = await newest(session)
+    kept = await got(session, f"/chat/v1/conversations/{conversation_id}/messages")
+    assert [message["content"] for message in kept["data"]] == ["one", script.text, "two", script.text]
+
+
+async def test_chat_of_open_webui_with_a_chatbot_is_one_of_its_conversations(
+    session: aiohttp.ClientSession, chatbot: Json, tag: str
+) -> None:
+    for text in ("one", "two"):
+        await in_chat(session, Script(), [text], Chat_Id=tag, model=chatbot["slug"])
+    [only] = (await got(session, f"/chat/v1/conversations?chatbot_id={chatbot['id']}"))["data"]
+    assert len((await got(session, f"/chat/v1/conversations/{only['id']}/messages"))["data"]) == 4
+
+
+async def test_of_tasks_and_temporary_chats_nothing_is_kept(
+    session: aiohttp.ClientSession, client: AsyncOpenAI, tag: str
+) -> None:
+    before = await newest(session)
+    script = Script(tag=tag, tokens=3)
+    await in_chat(session, script, ["Make a title."], Chat_Id=tag, Task="title_generation")
+    await in_chat(session, script, ["Hello"], Chat_Id=f"local:{tag}")
+    await client.chat.completions.create(
+        model=script.model,
+        messages=[{"role": "user", "content": "Make tags."}],
+        extra_headers={"X-OpenWebUI-Chat-Id": tag},
+    )
+    tools = asking(script, stream=True, tools=[TOOL])
+    async with session.post(PATH, json=tools, headers={"X-OpenWebUI-Chat-Id": tag}) as response:
+        assert response.status == 200
+        await response.read()
+    assert await newest(session) == before
 
 
 @pytest.mark.parametrize("tools", [[], [TOOL]])

@@ -166,6 +166,20 @@ def test_what_nobody_knows_is_left_out_and_nothing_is_passed_without_need() -> N
     assert submit.mode == "whole"
 
 
+@pytest.mark.parametrize(
+    ("body", "headers", "end_user"),
+    [
+        ({"user": "ann"}, {"X-OpenWebUI-User-Id": "bob"}, "ann"),
+        ({}, {"X-OpenWebUI-User-Id": "bob"}, "bob"),
+        ({"user": "x" * 150}, {}, "x" * 100),
+        ({"user": "a\nb"}, {}, None),
+        ({"user": ""}, {}, None),
+    ],
+)
+def test_end_user_is_whom_the_client_names(body: Json, headers: dict[str, str], end_user: str | None) -> None:
+    assert turn(body, headers)[0].end_user == end_user
+
+
 def test_conversation_takes_the_last_words_only() -> None:
     said = [{"role": "system", "content": "s"}, user("a"), {"role": "assistant", "content": "b"}, user("c")]
     made, submit = turn({"messages": said, "stream": True}, {"X-Parley-Conversation-Id": new_id()})

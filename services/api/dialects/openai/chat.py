@@ -22,12 +22,13 @@ from services.api.dialects import (
 from services.api.dialects.bodies import invalid, make, read_body
 from services.api.dialects.completions import Completion, CompletionEvents, is_whole, whole
 from services.api.dialects.headers import idempotency_key
+from services.api.dialects.openai import web_ui
 from services.api.dialects.openai.models import chatbot_named
 from services.api.dialects.openai.problems import error, error_event
 from services.api.dialects.openai.prompts import Message, Prompt, last_words, read_prompt
 from shared.contracts.passthrough import Passthrough
 from shared.contracts.problems import FieldError, refused
-from shared.contracts.resources import Run
+from shared.contracts.resources import InputMessage, Run
 from shared.contracts.store import SubmitTurn
 
 BODY_MAX_BYTES = 4 * 1024 * 1024
@@ -35,6 +36,7 @@ BODY_MAX_BYTES = 4 * 1024 * 1024
 DEADLINE_S = 600
 """As long as OpenAI's own clients wait."""
 CHOICES_MAX = 128
+END_USER_MAX_CHARACTERS = 100
 
 _PASSED = frozenset({
     "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "max_completion_tokens",
@@ -64,6 +66,7 @@ class _Wanted(BaseModel):
     max_completion_tokens: int | None = None
     n: int | None = None
     metadata: dict[str, JsonValue] | None = None
+    user: str | None = None
     conversation_id: str | None = None
 
     @property
@@ -110,9 +113,12 @@ def _create_completion(call: Incoming) -> Command:
         raise invalid(FieldError(path="/n", message=f"must be from 1 to {CHOICES_MAX}"))
     prompt = read_prompt(wanted.messages)
     conversation_id = call.headers.get("X-Parley-Conversation-Id") or wanted.conversation_id
-    if conversation_id is None:
+    if conversation_id is not None:
+        return _in_conversation(call, wanted, prompt, conversation_id)
+    chat = web_ui.chat_of(call, streams=bool(wanted.stream))
+    if chat is None or prompt.texts is None or _beyond_text(wanted) is not None:
         return _alone(call, wanted, prompt)
-    return _in_conversation(call, wanted, prompt, conversation_id)
+    return _in_chat(call, wanted, prompt.texts, chat)
 
 
 def _alone(call: Incoming, wanted: _Wanted, prompt: Prompt) -> Steps:
@@ -148,6 +154,24 @@ def _in_conversation(call: Incoming, wanted: _Wanted, prompt: Prompt, conversati
     return Submit(turn, _mode(wanted), "continue", _reply(wanted, turn))
 
 
+def _in_chat(call: Incoming, wanted: _Wanted, texts: tuple[InputMessage, ...], chat: str) -> Steps:
+    """A completion in a chat of Open WebUI's: the request holds what was said before, and its last message is kept."""
+    chatbot = yield from chatbot_named(call.tenant, wanted.model)
+    conversation_id = yield from web_ui.conversation_of(call, chat, chatbot.id if chatbot else None)
+    turn = _turn(
+        call,
+        wanted,
+        conversation_id=conversation_id,
+        model=None if chatbot else wanted.model,
+        context=texts[:-1],
+        messages=texts[-1:],
+        passthrough=_passthrough(wanted, None),
+        # Two models may be asked at once, and what comes after a click on "stop" comes before that is done.
+        on_busy="enqueue",
+    )
+    return Submit(turn, _mode(wanted), "cancel", _reply(wanted, turn))
+
+
 def _turn(call: Incoming, wanted: _Wanted, **fields: Any) -> SubmitTurn:
     limits = [limit for limit in (wanted.max_completion_tokens, wanted.max_tokens) if limit is not None]
     return make(
@@ -157,10 +181,17 @@ def _turn(call: Incoming, wanted: _Wanted, **fields: Any) -> SubmitTurn:
         temperature=wanted.temperature,
         max_tokens=limits[0] if limits else None,
         metadata=wanted.metadata or {},
+        end_user=_end_user(call, wanted),
         idempotency_key=idempotency_key(call),
         deadline_s=DEADLINE_S,
         **fields,
     )
+
+
+def _end_user(call: Incoming, wanted: _Wanted) -> str | None:
+    """Whom the client asks for, as far as that can be kept: what is no name is no reason to refuse an answer."""
+    name = (wanted.user or call.headers.get(web_ui.USER) or "")[:END_USER_MAX_CHARACTERS]
+    return name if name and name.isprintable() else None
 
 
 def _passthrough(wanted: _Wanted, prompt: Prompt | None) -> Passthrough | None:

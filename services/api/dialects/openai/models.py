@@ -1,4 +1,4 @@
-"""What may be asked for as `model`: the tenant's chatbots, by their slugs."""
+"""What may be asked for as `model`: the tenant's chatbots, by their slugs, and the models that there are."""
 
 from collections.abc import Generator
 from typing import Any
@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from services.api.dialects import Answer, Command, Endpoint, Incoming, Steps, asking
 from services.api.dialects.bodies import invalid
 from shared.contracts.base import Request
-from shared.contracts.chatbots import Chatbot, ChatbotReference, GetChatbot, ListChatbots
+from shared.contracts.chatbots import Chatbot, ChatbotReference, GetChatbot, ListChatbots, ListModels, ModelNames
 from shared.contracts.problems import FieldError, ServiceError
 from shared.contracts.store import PAGE_LIMIT_MAX
 
@@ -45,14 +45,31 @@ def _models(tenant: str) -> Steps:
         page = yield from asking(ListChatbots(tenant=tenant, limit=PAGE_LIMIT_MAX, cursor=cursor))
         data += map(_told, page.data)
         if (cursor := page.next_cursor) is None:
-            return _ok({"object": "list", "data": data})
+            break
+    taken = {one["id"] for one in data}
+    models = yield from asking(ListModels(tenant=tenant))
+    data += [_model_told(name) for name in _names(models) if name not in taken]
+    return _ok({"object": "list", "data": data})
 
 
 def _model(tenant: str, name: str) -> Steps:
     chatbot = yield from chatbot_named(tenant, name)
-    if chatbot is None:
+    if chatbot is not None:
+        return _ok(_told(chatbot))
+    if name not in _names((yield from asking(ListModels(tenant=tenant)))):
         raise invalid(FieldError(path="/model", message="there is no such model"))
-    return _ok(_told(chatbot))
+    return _ok(_model_told(name))
+
+
+def _names(models: ModelNames) -> tuple[str, ...]:
+    """The models, the default one first; that one alone if it is the provider who knows what others there are."""
+    first = () if models.default is None else (models.default,)
+    return (*first, *(name for name in models.models if name != models.default))
+
+
+def _model_told(name: str) -> dict[str, Any]:
+    # Nobody has noted when it was made.
+    return {"id": name, "object": "model", "created": 0, "owned_by": "provider", "name": name}
 
 
 def _told(chatbot: Chatbot) -> dict[str, Any]:

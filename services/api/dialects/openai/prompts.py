@@ -29,10 +29,14 @@ Message = dict[str, JsonValue]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is told. own: what of it are a turn's messages. opaque: all of it, if that is more."""
+    """What the model is told.
+
+    own: what of it are a turn's messages. opaque: all of it, if that is more. texts: all of it, if it is nothing else.
+    """
 
     own: tuple[InputMessage, ...]
     opaque: tuple[Message, ...] | None
+    texts: tuple[InputMessage, ...] | None = None
 
 
 def read_prompt(messages: Sequence[Message]) -> Prompt:
@@ -42,12 +46,13 @@ def read_prompt(messages: Sequence[Message]) -> Prompt:
     for index, message in enumerate(messages):
         _check(index, message)
     plain = [one for message in messages if (one := _plain(message)) is not None]
-    if len(plain) == len(messages) <= MESSAGES_MAX and plain[-1].role == "user":
-        return Prompt(tuple(plain), None)
+    texts = tuple(plain) if len(plain) == len(messages) and plain[-1].role == "user" else None
+    if texts is not None and len(texts) <= MESSAGES_MAX:
+        return Prompt(texts, None, texts)
     shown = [one for message in messages if (one := _shown(message)) is not None]
     if not shown:
         raise _fault("", "there must be a message of the user")
-    return Prompt(tuple(shown[-MESSAGES_MAX:]), tuple(messages))
+    return Prompt(tuple(shown[-MESSAGES_MAX:]), tuple(messages), texts)
 
 
 def last_words(prompt: Prompt) -> tuple[InputMessage]:
