@@ -396,7 +396,8 @@ def new_turn(
         document["interrupts"] = True
     if command.passthrough is not None:
         document["passthrough"] = command.passthrough.model_dump_json()
-        document["raw"] = command.passthrough.raw
+        if command.passthrough.raw:
+            document["raw"] = True
     if frozen.instructions is not None:
         document["instructions"] = frozen.instructions
     if frozen.chatbot_id is not None:
