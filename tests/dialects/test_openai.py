@@ -313,6 +313,25 @@ async def test_completion_leaves_no_conversation(session: aiohttp.ClientSession,
     assert (await got(session, f"/chat/v1/conversations?q={tag}"))["data"] == []
 
 
+async def test_another_tenant_knows_neither_chatbot_nor_conversation(
+    session: aiohttp.ClientSession, house: Stack, chatbot: Json, tag: str
+) -> None:
+    conversation = await posted(session, "/chat/v1/conversations", {"chatbot_id": chatbot["id"]})
+    other = await posted(session, "/chat/v1/tenants", {"name": tag})
+    async with AsyncOpenAI(base_url=f"{house.apis[0].url}/v1", api_key=other["key"]["secret"], max_retries=0) as client:
+        assert chatbot["slug"] not in [model.id async for model in client.models.list()]
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve(chatbot["id"])
+        for model in (chatbot["slug"], Script(tag=tag).model):
+            with pytest.raises(openai.NotFoundError):
+                await client.chat.completions.create(
+                    model=model,
+                    messages=[{"role": "user", "content": "Hello"}],
+                    extra_body={"conversation_id": conversation["id"]},
+                )
+    assert house.upstream.requests(tag) == []
+
+
 @pytest.mark.parametrize("way", ["header", "field"])
 async def test_conversation_is_gone_on_with_by_its_id(
     session: aiohttp.ClientSession, client: AsyncOpenAI, house: Stack, way: str, tag: str

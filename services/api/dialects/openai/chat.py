@@ -139,6 +139,7 @@ def _in_conversation(call: Incoming, wanted: _Wanted, prompt: Prompt, conversati
     """A completion in one of Parley's conversations, which holds what was said before the last message."""
     if (place := _beyond_text(wanted)) is not None:
         raise invalid(FieldError(path=f"/{place}", message="cannot be asked for in a conversation"))
+    conversation_id = conversation_id.lower()
     if not _ID.fullmatch(conversation_id):
         raise refused("not_found", "There is no such conversation.")
     chatbot = yield from chatbot_named(call.tenant, wanted.model)
