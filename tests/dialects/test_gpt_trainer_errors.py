@@ -248,6 +248,39 @@ async def test_a_provider_that_is_down_after_the_first_token_breaks_the_stream_o
         assert message["error_message"]
 
 
+async def test_streams_notice_nothing_of_the_death_of_their_worker(
+    client: GptTrainerClient, house: Stack, tag: str
+) -> None:
+    script = Script(tag=tag, tokens=30, hold_after=10)
+    begun = asyncio.Barrier(3)
+
+    async def chat(model: str) -> None:
+        chatbot = await client.chatbot()
+        agent = await client.first_agent(chatbot)
+        await client.call("POST", f"/agent/{agent['uuid']}/update", {"model": model})
+        session = await client.call("POST", f"/chatbot/{chatbot['uuid']}/session/create")
+        heard, url = b"", f"{API}/session/{session['uuid']}/message/stream"
+        async with client.session.post(url, json={"query": script.model}) as response:
+            while len(heard.decode(errors="replace")) < len(expected_text(10, tag)):
+                heard += await response.content.readany()
+            await begun.wait()
+            heard += await response.content.read()
+        assert heard.decode() == script.text
+        [message] = await client.messages(session)
+        assert (message["response"], message["finish_reason"]) == (script.text, "stop")
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as chats:
+        # One is gone on with; of the other, the next attempt says the same once more.
+        chats.create_task(chat("goes-on"))
+        chats.create_task(chat("begins-anew"))
+        await begun.wait()
+        house.workers[-1].kill()
+        house.start("inference_worker")
+        await house.workers[-1].wait_ready()
+        await house.upstream.gate(tag).open()
+    assert {request.prefix for request in house.upstream.requests(tag)} == {"", expected_text(10, tag)}
+
+
 async def test_nothing_of_a_tenant_is_seen_by_another(client: GptTrainerClient, house: Stack) -> None:
     chatbot = await client.chatbot(Script(tokens=1))
     agent = await client.first_agent(chatbot)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import aiohttp
 import pytest
 
-from tests.dialects.gpt_trainer import API, UNKNOWN, GptTrainerClient, Json
+from tests.dialects.gpt_trainer import API, DEADLINE_S, UNKNOWN, GptTrainerClient, Json
 from tests.fakes.script import Script, expected_text
 from tests.stack.services import Stack
 
@@ -102,8 +102,16 @@ async def test_delete_chatbot_uuid_delete(client: GptTrainerClient) -> None:
     assert await client.call("DELETE", f"/chatbot/{made['uuid']}/delete") == SUCCESS
     for path in (f"/chatbot/{made['uuid']}", f"/chatbot/{made['uuid']}/agents", f"/chatbot/{made['uuid']}/sessions"):
         assert "no such chatbot" in await client.refusal(404, "GET", path)
-    assert "no such session" in await client.refusal(404, "GET", f"/session/{session['uuid']}")
     await client.refusal(404, "DELETE", f"/chatbot/{made['uuid']}/delete")
+    path = f"/session/{session['uuid']}"
+    assert "no such session" in await client.refusal(404, "POST", f"{path}/message/non-stream", {"query": "hello"})
+    # The sessions follow within moments.
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            async with client.session.get(API + path) as response:
+                if response.status == 404:
+                    break
+            await asyncio.sleep(0.05)
 
 
 # Agents
@@ -146,8 +154,13 @@ async def test_post_chatbot_uuid_agent_create(client: GptTrainerClient) -> None:
     for agent in (beside, within):
         assert {key: agent[key] for key in full} == full
         assert agent["meta"] == meta
-    escalation = {"name": "Human", "type": "human-escalation", "human_escalation_settings": {"sound_enabled": True}}
+    settings = {"human_escalation_settings": {"sound_enabled": True}}
+    escalation = {"name": "Human", "type": "human-escalation", **settings}
     assert (await client.call("POST", path, escalation)).items() >= escalation.items()
+    # Those are of such an agent alone.
+    other = await client.call("POST", path, {"name": "A", "type": "background", **settings, "meta": None})
+    for agent in (other, await client.first_agent(chatbot)):
+        assert set(await client.call("POST", f"/agent/{agent['uuid']}/update", settings)) == set(bare)
 
 
 async def test_get_chatbot_uuid_agents(client: GptTrainerClient) -> None:

@@ -471,7 +471,7 @@ async def test_streams_notice_nothing_of_the_death_of_their_worker(client: Async
 
     begun = len(expected_text(10, tag))
     await asyncio.gather(hear(0, plain, begun), hear(1, raw, begun))
-    house.workers[0].kill()
+    house.workers[-1].kill()
     house.start("inference_worker")
     await house.workers[-1].wait_ready()
     await house.upstream.gate(tag).open()

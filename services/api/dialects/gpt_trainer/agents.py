@@ -25,6 +25,7 @@ FIRST: Document = {
 }
 FIRST_TEMPERATURE = 1.0
 """Shown of a chatbot that leaves its temperature to the model's server: what those take by themselves."""
+ESCALATION = "human-escalation"
 MODEL_COST = 0
 """In credits, of which Parley has none."""
 
@@ -60,14 +61,13 @@ class ChangedAgent(AgentMeta):
     human_escalation_settings: dict[str, JsonValue] | None = None
     tool_functions: list[JsonValue] | None = None
     variables: list[JsonValue] | None = None
-    meta: AgentMeta = Field(default_factory=AgentMeta)
+    meta: AgentMeta | None = None
 
     def given(self) -> Document:
         """What was sent, as clients see it."""
-        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        given = _set(self.model_dump())
         beside = {name: given.pop(name) for name in AgentMeta.model_fields if name in given}
-        in_it = {name: value for name, value in given["meta"].items() if value is not None}
-        given["meta"] = in_it | beside
+        given["meta"] = _set(given.get("meta", {})) | beside
         if "enabled" in given:
             given["enabled"] = int(given["enabled"])
         return given
@@ -218,7 +218,15 @@ def _further(kept: Kept, agent_id: str) -> Document:
 
 
 def _merged(agent: Document, given: Document) -> Document:
-    return {**agent, **given, "meta": {**agent.get("meta", {}), **given.get("meta", {})}}
+    merged = {**agent, **given, "meta": {**agent.get("meta", {}), **given.get("meta", {})}}
+    if merged.get("type") != ESCALATION:
+        # Clients of this API's own package cannot read any other agent that has them.
+        merged.pop("human_escalation_settings", None)
+    return merged
+
+
+def _set(values: Document) -> Document:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 ENDPOINTS = (
