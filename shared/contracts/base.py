@@ -20,6 +20,7 @@ OPAQUE_MAX_DEPTH = 64
 OPAQUE_MAX_CHARACTERS = 4_000_000
 TEXT_MAX_CHARACTERS = 100_000
 TENANT_MAX_CHARACTERS = 100
+END_USER_MAX_CHARACTERS = 100
 DOCUMENT_MAX_CHARACTERS = 2_000_000
 """About a thousand pages."""
 
@@ -138,7 +139,9 @@ Text = Annotated[str, StringConstraints(max_length=TEXT_MAX_CHARACTERS), AfterVa
 Document = Annotated[str, StringConstraints(max_length=DOCUMENT_MAX_CHARACTERS), AfterValidator(_not_blank)]
 Title = Annotated[str, StringConstraints(max_length=200)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-EndUser = Annotated[str, StringConstraints(min_length=1, max_length=100), AfterValidator(_printable)]
+EndUser = Annotated[
+    str, StringConstraints(min_length=1, max_length=END_USER_MAX_CHARACTERS), AfterValidator(_printable)
+]
 """Whom a client asks for, by the client's own name for them."""
 
 Metadata = Annotated[dict[str, JsonValue], AfterValidator(_storable_metadata)]

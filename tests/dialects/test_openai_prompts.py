@@ -7,8 +7,8 @@ import pytest
 
 from services.api.dialects import Answer, Incoming, Steps, Submit
 from services.api.dialects.openai import OpenAI
+from services.api.dialects.openai.answers import error
 from services.api.dialects.openai.chat import ENDPOINTS
-from services.api.dialects.openai.problems import error
 from services.api.dialects.openai.prompts import MESSAGES_MAX, read_prompt
 from shared.contracts.base import TEXT_MAX_CHARACTERS
 from shared.contracts.chatbots import GetChatbot

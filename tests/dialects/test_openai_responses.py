@@ -49,13 +49,13 @@ async def test_post_responses_answers_a_text(client: AsyncOpenAI) -> None:
         temperature=0.5,
         max_output_tokens=50,
         metadata={"a": "b"},
-        user="somebody",
+        user="somebody" * 20,
     )
     assert (made.status, made.output_text, made.model) == ("completed", ANSWER.text, ANSWER.model)
     assert (made.instructions, made.temperature, made.max_output_tokens) == ("Be brief.", 0.5, 50)
     assert (made.metadata, made.user, made.background, made.previous_response_id) == (
         {"a": "b"},
-        "somebody",
+        "somebody" * 20,
         False,
         None,
     )

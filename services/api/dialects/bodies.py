@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from shared.contracts.base import INT64_MAX
+from shared.contracts.base import END_USER_MAX_CHARACTERS, INT64_MAX
 from shared.contracts.problems import FieldError, Problem, ServiceError, refused
 
 ERRORS_MAX = 50
@@ -95,6 +95,12 @@ def make(model: type[M], /, *, pointer: bool = True, **fields: object) -> M:
         return model(**fields)
     except ValidationError as error:
         raise invalid(*_field_errors(error, pointer=pointer)) from None
+
+
+def end_user(name: str | None) -> str | None:
+    """For whom a client asks, as far as that can be kept: what is no name is no reason to refuse an answer."""
+    kept = (name or "")[:END_USER_MAX_CHARACTERS]
+    return kept if kept and kept.isprintable() else None
 
 
 def _read_object(body: bytes) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from services.api.dialects import Answer, Asked, Endpoint
 from services.api.dialects.openai import chat, conversations, models, responses
-from services.api.dialects.openai.problems import error
+from services.api.dialects.openai.answers import error
 from shared.contracts.problems import Problem
 
 

@@ -19,12 +19,12 @@ from services.api.dialects import (
     failure_of,
     sse,
 )
-from services.api.dialects.bodies import invalid, make, read_body
+from services.api.dialects.bodies import end_user, invalid, make, read_body
 from services.api.dialects.completions import Completion, CompletionEvents, is_whole, whole
 from services.api.dialects.headers import idempotency_key
 from services.api.dialects.openai import web_ui
+from services.api.dialects.openai.answers import error, error_event
 from services.api.dialects.openai.models import chatbot_named
-from services.api.dialects.openai.problems import error, error_event
 from services.api.dialects.openai.prompts import Message, Prompt, last_words, read_prompt
 from shared.contracts.passthrough import Passthrough
 from shared.contracts.problems import FieldError, refused
@@ -36,7 +36,6 @@ BODY_MAX_BYTES = 4 * 1024 * 1024
 DEADLINE_S = 600
 """As long as OpenAI's own clients wait."""
 CHOICES_MAX = 128
-END_USER_MAX_CHARACTERS = 100
 
 _PASSED = frozenset({
     "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "max_completion_tokens",
@@ -182,17 +181,11 @@ def _turn(call: Incoming, wanted: _Wanted, **fields: Any) -> SubmitTurn:
         temperature=wanted.temperature,
         max_tokens=limits[0] if limits else None,
         metadata=wanted.metadata or {},
-        end_user=_end_user(call, wanted),
+        end_user=end_user(wanted.user or call.headers.get(web_ui.USER)),
         idempotency_key=idempotency_key(call),
         deadline_s=DEADLINE_S,
         **fields,
     )
-
-
-def _end_user(call: Incoming, wanted: _Wanted) -> str | None:
-    """Whom the client asks for, as far as that can be kept: what is no name is no reason to refuse an answer."""
-    name = (wanted.user or call.headers.get(web_ui.USER) or "")[:END_USER_MAX_CHARACTERS]
-    return name if name and name.isprintable() else None
 
 
 def _passthrough(wanted: _Wanted, prompt: Prompt | None) -> Passthrough | None:

@@ -8,9 +8,10 @@ from pydantic import Field, JsonValue, StringConstraints
 
 from services.api.dialects import Answer, Command, Endpoint, Incoming, Steps, asking
 from services.api.dialects.bodies import Lenient, invalid, read_body
+from services.api.dialects.openai.answers import ok
 from services.api.dialects.openai.items import Place, items_of, named, place_of, read_input
 from services.api.dialects.openai.paging import PageQuery, bounded, listed, read_known
-from services.api.dialects.openai.responses import conversation_id, ok
+from services.api.dialects.openai.responses import conversation_id
 from shared.contracts.base import Request
 from shared.contracts.problems import FieldError, ServiceError, refused
 from shared.contracts.resources import Conversation, InputMessage, Turn

@@ -3,11 +3,11 @@
 from collections.abc import Generator
 from typing import Any
 
-import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from services.api.dialects import Answer, Command, Endpoint, Incoming, Steps, asking
+from services.api.dialects import Command, Endpoint, Incoming, Steps, asking
 from services.api.dialects.bodies import invalid
+from services.api.dialects.openai.answers import ok
 from shared.contracts.base import Request
 from shared.contracts.chatbots import Chatbot, ChatbotReference, GetChatbot, ListChatbots, ListModels, ModelNames
 from shared.contracts.problems import FieldError, ServiceError
@@ -49,16 +49,16 @@ def _models(tenant: str) -> Steps:
     taken = {one["id"] for one in data}
     models = yield from asking(ListModels(tenant=tenant))
     data += [_model_told(name) for name in _names(models) if name not in taken]
-    return _ok({"object": "list", "data": data})
+    return ok({"object": "list", "data": data})
 
 
 def _model(tenant: str, name: str) -> Steps:
     chatbot = yield from chatbot_named(tenant, name)
     if chatbot is not None:
-        return _ok(_told(chatbot))
+        return ok(_told(chatbot))
     if name not in _names((yield from asking(ListModels(tenant=tenant)))):
         raise invalid(FieldError(path="/model", message="there is no such model"))
-    return _ok(_model_told(name))
+    return ok(_model_told(name))
 
 
 def _names(models: ModelNames) -> tuple[str, ...]:
@@ -80,10 +80,6 @@ def _told(chatbot: Chatbot) -> dict[str, Any]:
         "owned_by": "parley",
         "name": chatbot.name,
     }
-
-
-def _ok(document: dict[str, Any]) -> Answer:
-    return Answer(200, orjson.dumps(document), {"Content-Type": "application/json"})
 
 
 ENDPOINTS = (

@@ -5,7 +5,7 @@ of its own. Where something has been said after the response before it, the new 
 begins with the same words. One that is not stored stands alone, and soon is gone.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid5
@@ -28,12 +28,12 @@ from services.api.dialects import (
     failure_of,
     sse,
 )
-from services.api.dialects.bodies import Lenient, invalid, make, read_body
+from services.api.dialects.bodies import Lenient, end_user, invalid, make, read_body
 from services.api.dialects.headers import idempotency_key
+from services.api.dialects.openai.answers import error, ok
 from services.api.dialects.openai.items import id_of, input_items_of, named, read_input
 from services.api.dialects.openai.models import chatbot_named
 from services.api.dialects.openai.paging import PageQuery, bounded, listed, read_known
-from services.api.dialects.openai.problems import error
 from services.api.dialects.openai.response_events import ResponseEvents, offset_after
 from services.api.dialects.openai.response_objects import FOREIGN, Said, response
 from shared.contracts.base import Request
@@ -119,11 +119,6 @@ class ResponseReply:
         return Answer(answer.status, answer.body, {**answer.headers, **self.location(run.id)})
 
 
-def ok(document: Mapping[str, Any]) -> Answer:
-    """200 with a document."""
-    return Answer(200, orjson.dumps(document), {"Content-Type": "application/json"})
-
-
 def _create_response(call: Incoming) -> Command:
     wanted = read_body(_Wanted, call.body)
     messages = read_input(wanted.input, "/input")
@@ -157,7 +152,7 @@ def _create(call: Incoming, wanted: _Wanted, messages: tuple[InputMessage, ...])
         foreign={FOREIGN: orjson.loads(said.json)},
         passthrough=_passthrough(wanted),
         idempotency_key=idempotency_key(call),
-        end_user=wanted.user or None,
+        end_user=end_user(wanted.user),
         deadline_s=DEADLINE_S,
         **place,
     )

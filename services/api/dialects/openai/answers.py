@@ -1,6 +1,7 @@
-"""Refusals in OpenAI's words: an `error` object, with the status by which its clients choose what to raise."""
+"""Answers in OpenAI's words: documents, and `error` objects with the status by which clients choose what to raise."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import orjson
@@ -39,6 +40,11 @@ _WORDS: dict[ErrorCode, _Words] = {
 }
 
 _NO_MODEL = _Words(404, "invalid_request_error", "model_not_found")
+
+
+def ok(document: Mapping[str, Any]) -> Answer:
+    """200 with a document."""
+    return Answer(200, orjson.dumps(document), {"Content-Type": "application/json"})
 
 
 def error(problem: Problem) -> Answer:
