@@ -248,7 +248,7 @@ class UsagePage(Contract):
 class GetUsage(Request[UsagePage]):
     """What the tenant's runs have cost, day by day, both days included.
 
-    end_user: only what was asked for them.
+    end_user, chatbot_id: only what was asked for them, or of that chatbot.
     """
 
     tenant: TenantId
@@ -256,6 +256,7 @@ class GetUsage(Request[UsagePage]):
     last: date
     by: UsageGroup | None = None
     end_user: EndUser | None = None
+    chatbot_id: Id | None = None
     limit: PageLimit
     cursor: Cursor | None
 

@@ -74,6 +74,16 @@ async def test_usage_is_told_of_one_end_user(around: Surroundings) -> None:
     assert words(await usage(around, "stranger", end_user="7")) == (0, 0, 0)
 
 
+async def test_usage_is_told_of_one_chatbot(around: Surroundings) -> None:
+    one, other = [await around.api.call(create_chatbot(name)) for name in ("One", "Other")]
+    await answered(around, submit_turn("One two", chatbot_id=one.id), "three")
+    await answered(around, submit_turn("One", chatbot_id=other.id), "two words")
+    await answered(around, submit_turn("One"), "two")
+    assert words(await usage(around, chatbot_id=one.id)) == (1, 2, 1)
+    assert words(await usage(around, chatbot_id=other.id)) == (1, 1, 2)
+    assert words(await usage(around, "stranger", chatbot_id=one.id)) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("name", ["", "x" * 101, "a\n", "\0", 7])
 def test_an_end_user_has_a_short_printable_name(name: object) -> None:
     good = submit_turn().model_dump()

@@ -244,6 +244,8 @@ class Accounts:
         }
         if wanted.end_user is not None:
             ended["end_user"] = wanted.end_user
+        if wanted.chatbot_id is not None:
+            ended["chatbot_id"] = wanted.chatbot_id
         group: Document = {"day": {"$dateToString": {"date": "$finished_at", "format": "%Y-%m-%d"}}}
         group["of"] = {"$ifNull": [f"${by}_id", ""]} if by is not None else ""
         steps: list[Document] = [
