@@ -11,6 +11,7 @@ from pydantic import Field
 from services.api.dialects.ablt import Ablt
 from services.api.dialects.chatzuri import Chatzuri
 from services.api.dialects.chatzuri.replies import StreamFormat
+from services.api.dialects.customgpt import CustomGpt
 from services.api.dialects.gpt_trainer import GptTrainer
 from services.api.dialects.native import Native
 from services.api.dialects.openai import OpenAI
@@ -100,7 +101,7 @@ async def serve(settings: ApiSettings, stop: asyncio.Event) -> None:
         open_broker(settings.amqp_url.get_secret_value(), "api", clustered=settings.clustered) as broker,
         serving_streams(broker) as streams,
     ):
-        dialects = (Native(), OpenAI(), GptTrainer(), Chatzuri(settings.chatzuri_stream), Ablt())
+        dialects = (Native(), OpenAI(), GptTrainer(), CustomGpt(), Chatzuri(settings.chatzuri_stream), Ablt())
         api = Api(broker, streams, dialects, readiness(broker, stop), settings.body_max_bytes)
         async with listening(api, settings.api_host, settings.api_port, settings.drain_s):
             await stop.wait()

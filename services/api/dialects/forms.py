@@ -11,7 +11,7 @@ from shared.contracts.problems import FieldError, refused
 from shared.contracts.sources import FILE_MAX_BYTES, NewFile
 from shared.file_types import UnknownFileType, checked_type, type_by_media_type, type_by_name
 
-PARTS_MAX = 20
+PARTS_MAX = 100
 HEADER_MAX_BYTES = 4096
 FILE_BODY_MAX_BYTES = FILE_MAX_BYTES + 64 * 1024
 """A file and the form around it."""
