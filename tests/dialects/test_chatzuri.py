@@ -332,6 +332,46 @@ async def test_post_update_chatbot_settings(session: aiohttp.ClientSession, tag:
     assert (refused.status, refused.json()["errors"][0]["path"]) == (400, "/styles")
 
 
+async def test_what_is_changed_at_once_is_all_changed(session: aiohttp.ClientSession, tag: str) -> None:
+    made = await send(session, "POST", "create-chatbot", {"chatbotName": f"Busy {tag}", "sourceText": "A text."})
+    id_ = made.json()["chatbotId"]
+    for number in range(5):
+        visibility = ("public", "private")[number % 2]
+        data = {"chatbotId": id_, "chatbotName": f"Busy {tag} {number}", "sourceText": f"Text {number}."}
+        changed = await asyncio.gather(
+            send(session, "POST", "update-chatbot-data", data),
+            *(
+                send(session, "POST", "update-chatbot-settings", {"chatbotId": id_, **one})
+                for one in (
+                    {"visibility": visibility},
+                    {"temp": 0.5},
+                    {"ipLimit": number},
+                    {"styles": {"theme": "dark"}},
+                )
+            ),
+        )
+        assert [heard.status for heard in changed] == [200, 202, 202, 202, 202]
+        told = await listed(session, id_)
+        assert (told["name"], told["visibility"], told["source_text"]) == (
+            data["chatbotName"],
+            visibility,
+            data["sourceText"],
+        )
+
+
+async def test_of_texts_that_are_given_at_once_one_is_left(session: aiohttp.ClientSession, tag: str) -> None:
+    made = await send(session, "POST", "create-chatbot", {"chatbotName": f"Torn {tag}", "sourceText": "A text."})
+    data = {"chatbotId": made.json()["chatbotId"], "chatbotName": f"Torn {tag}"}
+    texts = [f"Text {number}." for number in range(4)]
+    changed = await asyncio.gather(
+        *(send(session, "POST", "update-chatbot-data", {**data, "sourceText": text}) for text in texts)
+    )
+    assert [heard.status for heard in changed] == [200] * 4
+    assert (await listed(session, data["chatbotId"]))["source_text"] in texts
+    async with session.get(f"/chat/v1/chatbots/torn-{tag}/sources") as response:
+        assert len((await response.json())["data"]) == 1
+
+
 async def test_get_and_post_get_conversations(
     session: aiohttp.ClientSession, quick: Chatbot, tag: str, recorder: Record
 ) -> None:

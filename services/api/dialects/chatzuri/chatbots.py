@@ -4,7 +4,7 @@ from collections.abc import Generator
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from services.api.dialects import Ask, Command, Endpoint, Incoming, Steps, asking
 from services.api.dialects.bodies import Lenient, make, read_body, read_query
@@ -20,6 +20,7 @@ from services.api.dialects.chatzuri.resources import (
     answer,
     chatbot_of,
     kept,
+    settings_of,
 )
 from shared.contracts.base import Document, Metadata, ModelName, Request
 from shared.contracts.chatbots import (
@@ -31,12 +32,14 @@ from shared.contracts.chatbots import (
     Instructions,
     UpdateChatbot,
 )
-from shared.contracts.problems import ServiceError
+from shared.contracts.problems import ServiceError, refused
 from shared.contracts.sources import FILE_MAX_BYTES, AddSource, DeleteSource, NewPage, NewText, Url
 
 BODY_MAX_BYTES = FILE_MAX_BYTES
 """A text may be as long as a file."""
 URLS_MAX = 100
+ROUNDS_MAX = 10
+"""So often others may change a chatbot before a change of it is given up."""
 TEMPERATURE_DEFAULT = 0.0
 """What the API promises for chats that do not say."""
 
@@ -104,28 +107,24 @@ def _update_data(call: Incoming) -> Steps:
     added = []
     for source in _sources(call, chatbot.id, body):
         added.append((yield from asking(source)).source.id)
-    changes = ChatbotChanges(name=body.name)
-    if body.source_text is not None:
-        own = kept(chatbot.foreign)
-        # Before it is forgotten which one it was.
-        yield from _forgotten(call.tenant, chatbot, but=added[0])
-        changes = ChatbotChanges(name=body.name, foreign={DIALECT: {**own, TEXT_SOURCE: added[0]}})
-    yield from asking(UpdateChatbot(tenant=call.tenant, chatbot=chatbot.id, changes=changes))
+    if body.source_text is None:
+        yield from _changed(call.tenant, chatbot, {"name": body.name}, {})
+    else:
+        # The text that there was goes before it is forgotten which one it is; then what others put there meanwhile.
+        yield from _replaced(call.tenant, chatbot, added[0])
+        last = yield from _changed(call.tenant, chatbot, {"name": body.name}, {TEXT_SOURCE: added[0]})
+        if kept(last.foreign).get(TEXT_SOURCE) != kept(chatbot.foreign).get(TEXT_SOURCE):
+            yield from _replaced(call.tenant, last, added[0])
     return answer({"chatbotId": shown_id(chatbot.id)})
 
 
 def _update_settings(call: Incoming) -> Steps:
     body = read_body(NewSettings, call.body)
     chatbot = yield from chatbot_of(call.tenant, body)
-    changes = {_MEANT[name]: getattr(body, name) for name in _MEANT.keys() & body.model_fields_set}
-    if own := body.model_dump(mode="json", by_alias=True, exclude={"chatbot_id", *_MEANT}, exclude_unset=True):
-        before = kept(chatbot.foreign)
-        settings = before.get(SETTINGS)
-        merged = {**(settings if isinstance(settings, dict) else {}), **own}
-        changes["foreign"] = {DIALECT: {**before, SETTINGS: merged}}
-    if changes:
-        update = make(ChatbotChanges, **changes)
-        yield from asking(UpdateChatbot(tenant=call.tenant, chatbot=chatbot.id, changes=update))
+    meant = {_MEANT[name]: getattr(body, name) for name in _MEANT.keys() & body.model_fields_set}
+    own = body.model_dump(mode="json", by_alias=True, exclude={"chatbot_id", *_MEANT}, exclude_unset=True)
+    if meant or own:
+        yield from _changed(call.tenant, chatbot, meant, {SETTINGS: own} if own else {})
     return answer({"message": "Your changes are saved."}, 202)
 
 
@@ -153,10 +152,36 @@ def _sources(call: Incoming, chatbot_id: str, body: NewChatbot) -> list[AddSourc
     ]
 
 
-def _forgotten(tenant: str, chatbot: Chatbot, *, but: str) -> Generator[Request[Any], Any, None]:
-    """Within steps: deletes the text that the chatbot was given before, if it is another source than this one."""
+def _changed(
+    tenant: str, chatbot: Chatbot, meant: dict[str, Any], own: dict[str, JsonValue]
+) -> Generator[Request[Any], Any, Chatbot]:
+    """Within steps: changes what means something to Parley, and what is kept; gives the chatbot as it was before.
+
+    What others change meanwhile stays.
+    """
+    for _ in range(ROUNDS_MAX):
+        changes = dict(meant)
+        if own:
+            changes["foreign"] = {DIALECT: _merged(kept(chatbot.foreign), own)}
+        update = make(ChatbotChanges, **changes)
+        before, as_of = chatbot, chatbot.updated_at if own else None
+        chatbot = yield from asking(UpdateChatbot(tenant=tenant, chatbot=chatbot.id, changes=update, as_of=as_of))
+        is_kept = not own or kept(chatbot.foreign) == update.foreign[DIALECT]
+        if is_kept and all(getattr(chatbot, name) == value for name, value in meant.items()):
+            return before
+    raise refused("unavailable", "The chatbot is being changed by many at once. Try again.", retry_after_s=1)
+
+
+def _merged(before: dict[str, JsonValue], own: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """What was kept with what is new; of the settings, too, those that are not told stay."""
+    settings = {**settings_of(before), **settings_of(own)}
+    return {**before, **own, **({SETTINGS: settings} if settings else {})}
+
+
+def _replaced(tenant: str, chatbot: Chatbot, new: str) -> Generator[Request[Any], Any, None]:
+    """Within steps: deletes the text that the chatbot has been given, unless that is the same source as the new one."""
     before = kept(chatbot.foreign).get(TEXT_SOURCE)
-    if not isinstance(before, str) or before == but:
+    if not isinstance(before, str) or before == new:
         return
     try:
         yield from asking(DeleteSource(tenant=tenant, chatbot=chatbot.id, source=before))

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from services.api.dialects import Incoming, Steps, asking
 from services.api.dialects.chatzuri.ids import shown_id
-from services.api.dialects.chatzuri.resources import SETTINGS, TEXT_SOURCE, answer, kept
+from services.api.dialects.chatzuri.resources import TEXT_SOURCE, answer, kept, settings_of
 from shared.contracts.base import Request
 from shared.contracts.chatbots import Chatbot, ListChatbots, ListModels
 from shared.contracts.problems import ServiceError
@@ -77,7 +77,6 @@ def _status(sources: tuple[Source, ...]) -> Literal["training", "ready", "failed
 
 def _told(chatbot: Chatbot, sources: _Sources, tenant: str, default_model: str | None) -> dict[str, object]:
     """As this API's pages have it, and as those of the one that it follows."""
-    settings = kept(chatbot.foreign).get(SETTINGS)
     id_ = shown_id(chatbot.id)
     return {
         "chatbot_id": id_,
@@ -92,6 +91,6 @@ def _told(chatbot: Chatbot, sources: _Sources, tenant: str, default_model: str |
         "status": sources.status,
         "model": chatbot.model or default_model,
         "instructions": chatbot.instructions,
-        "visibility": (settings if isinstance(settings, dict) else {}).get("visibility") or "private",
+        "visibility": settings_of(kept(chatbot.foreign)).get("visibility") or "private",
         "updated_at": chatbot.updated_at,
     }

@@ -57,3 +57,9 @@ def chatbot_of(tenant: str, wanted: OfChatbot) -> Generator[Request[Any], Any, C
 def kept(foreign: dict[str, dict[str, JsonValue]]) -> dict[str, JsonValue]:
     """What this API keeps with a resource."""
     return foreign.get(DIALECT, {})
+
+
+def settings_of(kept_with_chatbot: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """The settings among what is kept with a chatbot."""
+    settings = kept_with_chatbot.get(SETTINGS)
+    return settings if isinstance(settings, dict) else {}
