@@ -24,7 +24,8 @@ class GroupCommit(Generic[ItemT, ResultT]):
     Lives as an async context, which on leaving commits what is pending.
 
     at_most: the items of one batch. at_once: batches that may run at the same time.
-    pause: seconds to rest after each batch, for what nobody waits for.
+    interval: seconds from the start of a batch of `many` items, or more, to that of the next one: what comes meanwhile
+    gathers. After fewer items it is shorter accordingly, so that few never wait long for each other.
     pending_at_most, bytes_at_most: see `TooMuchPending`; so many items may wait, and so many bytes of them, by `size`,
     may be held until they are committed. One item alone may be of any size.
     """
@@ -35,7 +36,8 @@ class GroupCommit(Generic[ItemT, ResultT]):
         *,
         at_most: int = 200,
         at_once: int = 1,
-        pause: float = 0.0,
+        interval: float = 0.0,
+        many: int = 1,
         pending_at_most: int = 5_000,
         bytes_at_most: int = 128 * 1024 * 1024,
         size: Callable[[ItemT], int] | None = None,
@@ -43,7 +45,11 @@ class GroupCommit(Generic[ItemT, ResultT]):
         self._commit = commit
         self._at_most = at_most
         self._at_once = at_once
-        self._pause = pause
+        self._interval = interval
+        self._many = many
+        self._loop = asyncio.get_running_loop()
+        self._earliest = 0.0
+        self._gathering = False
         self._pending_at_most = pending_at_most
         self._bytes_at_most = bytes_at_most
         self._size = size
@@ -77,29 +83,37 @@ class GroupCommit(Generic[ItemT, ResultT]):
                 raise TooMuchPending
             self._bytes += size
         self._pending.append((item, future))
-        if self._running < self._at_once:
+        if self._running < self._at_once and not self._gathering:
             self._running += 1
             self._tasks.create_task(self._commit_pending())
         return future
 
     async def _commit_pending(self) -> None:
         try:
-            while self._pending:
+            # What gathers is somebody else's to commit.
+            while self._pending and not self._gathering:
+                await self._gather()
                 batch = [self._pending.popleft() for _ in range(min(self._at_most, len(self._pending)))]
+                self._earliest = self._loop.time() + self._interval * min(1.0, len(batch) / self._many)
                 try:
                     await self._commit_batch(batch)
                 finally:
                     if self._size is not None:
                         self._bytes -= sum(self._size(item) for item, _ in batch)
-                if self._pause:
-                    await self._rest()
         finally:
             self._running -= 1
 
-    async def _rest(self) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._pause):
-                await self._leaving.wait()
+    async def _gather(self) -> None:
+        """Returns when the next batch may start."""
+        if self._loop.time() >= self._earliest:
+            return
+        self._gathering = True
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._earliest):
+                    await self._leaving.wait()
+        finally:
+            self._gathering = False
 
     async def _commit_batch(self, batch: list[tuple[ItemT, asyncio.Future[ResultT]]]) -> None:
         try:

@@ -18,6 +18,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from yarl import URL
 
 from shared.broker.errors import BrokerError, BrokerUnavailable, translated
+from shared.broker.transport import Gathering
 
 log = structlog.get_logger(__name__)
 
@@ -145,6 +146,7 @@ class Link:
     async def _hold_one(self, opened: asyncio.Event) -> None:
         # Made in two steps, since one that fails to connect wants to be closed as well.
         connection = aio_pika.Connection(URL(self._url), client_properties={"connection_name": self._name})
+        connection.kwargs["transport_factory"] = Gathering()
         self._broken = asyncio.Event()
         connection.close_callbacks.add(self.breaker())
         try:

@@ -92,11 +92,49 @@ async def test_two_batches_run_at_the_same_time_if_allowed() -> None:
         assert list(await asyncio.gather(first, second, third)) == [10, 20, 30]
 
 
+async def test_after_many_items_the_next_batch_gathers_more() -> None:
+    database = Database()
+    for _ in range(2):
+        database.gate.release()
+    async with GroupCommit(database.commit, at_once=2, interval=60.0, many=2) as group:
+        first = [group.start(1), group.start(2)]
+        await database.began.wait()
+        later = [group.start(3)]
+        assert list(await asyncio.gather(*first)) == [10, 20]
+        later.append(group.start(4))
+    assert [future.result() for future in later] == [30, 40]
+    assert database.batches == [[1, 2], [3, 4]]
+
+
+async def test_after_few_items_the_next_one_waits_a_part_of_that() -> None:
+    database = Database()
+    for _ in range(2):
+        database.gate.release()
+    async with GroupCommit(database.commit, interval=6_000.0, many=60_000) as group:
+        began = asyncio.get_running_loop().time()
+        assert await group.start(1) == 10
+        assert await asyncio.wait_for(group.start(2), 30) == 20
+        assert asyncio.get_running_loop().time() - began > 0.09
+
+
+async def test_what_gathers_is_committed_once_also_if_the_batch_before_ends_meanwhile() -> None:
+    database = Database()
+    async with GroupCommit(database.commit, at_once=2, interval=60.0) as group:
+        first = group.start(1)
+        await database.began.wait()
+        second = group.start(2)
+        for _ in range(3):
+            database.gate.release()
+        assert await first == 10
+    assert second.result() == 20
+    assert database.batches == [[1], [2]]
+
+
 async def test_leaving_commits_what_is_pending() -> None:
     database = Database()
     for _ in range(2):
         database.gate.release()
-    async with GroupCommit(database.commit, pause=60.0) as group:
+    async with GroupCommit(database.commit, interval=60.0) as group:
         futures = [group.start(1)]
         await database.began.wait()
     assert [future.result() for future in futures] == [10]

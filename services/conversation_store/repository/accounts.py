@@ -13,7 +13,7 @@ from services.conversation_store.repository.commits import forget
 from services.conversation_store.repository.database import Database, asking, local
 from shared.contracts.accounts import DayOfUsage, GetUsage, NewKey, UsageGroup
 
-LAST_USE_PAUSE_S = 1.0
+LAST_USES_INTERVAL_S = 1.0
 
 REMOVAL_LEASE = timedelta(seconds=30)
 """Longer than any step of a removal takes: whoever took it upon himself so long ago has died."""
@@ -48,7 +48,9 @@ class Accounts:
         # What is lost of these is counted too little, or shown a minute late.
         self._counts = local(database["request_counts"]).with_options(write_concern=WriteConcern(1))
         self._used_keys = self._keys.with_options(write_concern=WriteConcern(1))
-        self.last_uses = GroupCommit[tuple[str, datetime], None](self._note_uses, at_most=1000, pause=LAST_USE_PAUSE_S)
+        self.last_uses = GroupCommit[tuple[str, datetime], None](
+            self._note_uses, at_most=1000, interval=LAST_USES_INTERVAL_S
+        )
 
     # Tenants
 

@@ -1,6 +1,7 @@
 """What turns begin with: a conversation is opened, its last turns are read, for all at once who ask at once.
 
-A turn that comes alone waits for nobody; of many, each costs the database and this process a tenth.
+A turn that comes alone waits for nobody; of many, each costs the database and this process a tenth. What has gathered
+here stays together on the rest of its way: its inserts, its jobs, the claims of these and the answers to all of them.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from pymongo.errors import BulkWriteError
 from services.conversation_store.documents import ChatbotSettings, Document, chatbot_settings
 from services.conversation_store.group_commit import GroupCommit
 from services.conversation_store.prompts import PastTurn
-from services.conversation_store.repository.commits import start
+from services.conversation_store.repository.commits import GATHER_S, MANY, start
 from services.conversation_store.repository.counters import allot
 from services.conversation_store.repository.database import Database, DuplicateTurn, asking, faults, refusal
 from shared.contracts.resources import ACTIVE, InputMessage
@@ -51,8 +52,8 @@ class Beginnings:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._conversations = database["conversations"]
-        self._creating = GroupCommit[Document, int | None](self._create, at_once=2)
-        self._reading = GroupCommit[_Wanted, Beginning | None](self._read, at_once=2)
+        self._creating = GroupCommit[Document, int | None](self._create, at_once=2, interval=GATHER_S, many=MANY)
+        self._reading = GroupCommit[_Wanted, Beginning | None](self._read, at_once=2, interval=GATHER_S, many=MANY)
 
     @classmethod
     @asynccontextmanager
