@@ -56,12 +56,8 @@ async def test_chat_is_answered_whole_and_streamed(
     assert said.text == second.text
     assert said["done"] is True
     by_messages, _ = house.upstream.requests(second.tag)
-    assert [message["content"] for message in by_messages.messages] == [
-        "You are a ferret.",
-        "hello",
-        "hi",
-        second.model,
-    ]
+    told = [message["content"] for message in by_messages.messages]
+    assert told[-4:] == ["You are a ferret.", "hello", "hi", second.model]
 
 
 async def test_usage_is_told_by_the_day(client: Client, house: Stack, bot: Json, kind: str, tag: str) -> None:

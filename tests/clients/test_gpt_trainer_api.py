@@ -97,7 +97,7 @@ async def test_errors_are_raised(client: Client, poor_key: str, tag: str) -> Non
         "no id": "404",
         "no name": "400",
         "no query": "400",
-        "provider down": "502",
+        "provider down": "500",
         "wrong key": "401",
         "no key": "401",
         "over the limit": "429",

@@ -8,6 +8,7 @@ import pytest
 from tests.clients.conftest import MODEL, WorkerDies, half
 from tests.clients.running import Client, python
 from tests.fakes.script import Script, expected_text
+from tests.stack.client import NativeClient, native_client
 from tests.stack.services import Stack
 
 pytestmark = pytest.mark.clients
@@ -58,20 +59,29 @@ async def test_conversation_is_continued(client: Client, house: Stack, tag: str)
     assert [entry["response"] for entry in logged] == [first.text, second.text]
 
 
-async def test_errors_are_told(client: Client, house: Stack, tmp_path: Path, poor_key: str, tag: str) -> None:
+async def test_errors_are_told(client: Client, house: Stack, tmp_path: Path, tag: str) -> None:
     down = await client.run("-m", "parley", Script(tag=tag, status=500).model)
     assert (down["code"], down.text) == (1, "")
     assert down["complaint"].startswith("Error: ")
     cut = await client.run("-m", "parley", Script(tag=tag, tokens=20, cut_after=5).model)
     assert (cut["code"], cut.text) == (1, expected_text(5, tag))
+    assert cut["complaint"].startswith("Error: ")
     wrong = await llm(house, tmp_path, "wrong").run("-m", "parley", "hello")
-    assert wrong["code"] == 1
+    assert (wrong["code"], wrong.text) == (1, "")
     assert "401" in wrong["complaint"]
-    poor = llm(house, tmp_path, poor_key)
-    await poor.run("-m", "parley", "fake?tokens=1")
-    # It tries twice more, when the server says that it may, which is in up to a minute.
-    async with poor.start("-m", "parley", "fake?tokens=1") as program:
-        assert program.said.text == ""
+
+
+async def test_limit_is_told_after_as_many_tries_as_it_makes(
+    house: Stack, native: NativeClient, tmp_path: Path, tag: str
+) -> None:
+    made = await native.call("POST", "/keys", json={"name": tag, "limits": {"active_runs": 1}})
+    async with native_client(house.apis[0].url, made["secret"]) as other:
+        conversation = await other.create_conversation()
+        busy = await other.post(conversation["id"], Script(tag=tag, stall_after=1).model, background=True)
+        said = await llm(house, tmp_path, made["secret"]).run("-m", "parley", "fake?tokens=1")
+        await other.call("POST", f"/runs/{busy['id']}/cancel")
+    assert (said["code"], said.text) == (1, "")
+    assert "429" in said["complaint"]
 
 
 async def test_death_of_the_worker_is_not_noticed(client: Client, held: Script, worker_dies: WorkerDies) -> None:

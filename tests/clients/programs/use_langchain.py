@@ -24,7 +24,9 @@ def refusal(call, *arguments):
     try:
         call(*arguments)
     except openai.APIError as error:
-        return {"raised": type(error).__name__, "status": getattr(error, "status_code", None), "message": error.message}
+        # LangChain raises kinds of its own, each of one of these.
+        raised = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "openai")
+        return {"raised": raised, "status": getattr(error, "status_code", None), "message": error.message}
     return None
 
 
