@@ -32,7 +32,8 @@ def command(house: Stack, tmp_path: Path) -> Command:
     """Makes the command, with a key."""
 
     def with_key(key: str) -> Client:
-        told = {"CUSTOMGPT_API_KEY": key}
+        # What it prints, it prints at once, as on a terminal.
+        told = {"CUSTOMGPT_API_KEY": key, "PYTHONUNBUFFERED": "1"}
         return Client(house, tmp_path, [python(), "-c", ELSEWHERE], plain=True, environment=told)
 
     return with_key
