@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 
 import openai
 from openai import OpenAI
@@ -187,9 +188,12 @@ def responses_cancelled(model, text):
     client = connect()
     made = client.responses.create(model=model, input=text, background=True)
     say("made", [made.id, made.status])
-    cancelled = client.responses.cancel(made.id)
-    say("cancelled", cancelled.status)
-    say("got", client.responses.retrieve(made.id).status)
+    say("asked", client.responses.cancel(made.id).status)
+    response = client.responses.retrieve(made.id)
+    while response.status in ("queued", "in_progress"):
+        time.sleep(0.1)
+        response = client.responses.retrieve(made.id)
+    say("ended", response.status)
 
 
 def conversations(model, first, second):
