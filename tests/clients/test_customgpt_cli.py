@@ -1,5 +1,6 @@
 """customgpt-cli, as it is on PyPI, from a project to its deletion: one process for each command."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -78,15 +79,24 @@ async def test_project_is_made_of_a_file_changed_copied_and_deleted(
     assert [(one["id"], one["project_name"], one["stats"]["pages_found"]) for one in listed] == [
         (int(project_id), f"B {tag}", 1)
     ]
-    stats = told(await client.run("project-stats", "--project-id", project_id, "--format", "json"))
+    about = ("--project-id", project_id)
+    stats, sources, pages, settings, limits, user = map(
+        told,
+        await asyncio.gather(
+            client.run("project-stats", *about, "--format", "json"),
+            client.run("list-sources", *about),
+            client.run("get-pages", *about),
+            client.run("get-project-settings", *about),
+            client.run("get-limits"),
+            client.run("get-user"),
+        ),
+    )
     assert stats["data"]["pages_found"] == 1
-    sources = told(await client.run("list-sources", "--project-id", project_id))
     assert [page["filename"] for page in sources["data"]["uploads"]["pages"]] == ["ferrets.txt"]
-    pages = told(await client.run("get-pages", "--project-id", project_id))
     assert [page["filename"] for page in pages["data"]["pages"]["data"]] == ["ferrets.txt"]
-    assert told(await client.run("get-project-settings", "--project-id", project_id))["status"] == "success"
-    assert told(await client.run("get-limits"))["data"]["current_projects_num"] >= 1
-    assert told(await client.run("get-user"))["data"]["name"]
+    assert settings["data"]["chatbot_model"]
+    assert limits["data"]["current_projects_num"] >= 1
+    assert user["data"]["name"]
     deleted = await client.run("delete-projects", "--project-ids", project_id, "--force")
     assert "Deletion complete: 1 succeeded, 0 failed" in deleted.text
     kept = await native.call("GET", "/chatbots", params={"limit": 200})

@@ -92,11 +92,16 @@ async def test_conversation_is_held_streamed_listed_and_renamed(
     assert await conversations(native, project) == []
 
 
-async def test_conversations_come_in_pages_of_ten(client: Client, project: str) -> None:
-    first, second, beyond = (await client.run("pages", project)).all("page")
+async def test_conversations_and_messages_come_in_pages(client: Client, project: str) -> None:
+    said = await client.run("pages", project)
+    first, second, beyond = said.all("conversations")
     assert first == {"names": [f"Number {number}" for number in range(10)], "last_page": 2, "total": 12}
     assert second == {"names": ["Number 10", "Number 11"], "last_page": 2, "total": 12}
     assert beyond["names"] == []
+    first, second = said.all("messages")
+    assert (first[:4], second[:4]) == ([20, 1, 20, 2], [1, 21, 21, 2])
+    assert (first[4].startswith(said["path"]), second[4]) == (True, None)
+    assert "page=2" in first[4]
 
 
 async def test_errors_are_parsed(client: Client, project: str, poor_key: str, tag: str) -> None:

@@ -56,6 +56,7 @@ async def test_data_sources_and_their_tags(client: Client) -> None:
     uploaded, asked, linked = said["uploaded"], said["asked"], said["linked"]
     assert (uploaded["type"], uploaded["file_name"].rpartition("/")[2]) == ("upload", "ferrets.txt")
     assert uploaded["file_size"] == len("Ferrets sleep for eighteen hours a day.")
+    assert said["uploaded again"].startswith("HTTP error occurred: 409 ")
     assert (asked["type"], linked["type"]) == ("qa", "link")
     assert said["got"]["uuid"] == uploaded["uuid"]
     assert (said["updated"]["uuid"], said["updated"]["title"]) == (uploaded["uuid"], "On ferrets")

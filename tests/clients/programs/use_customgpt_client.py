@@ -98,7 +98,19 @@ def pages(project_id):
         CustomGPT.Conversation.create(project_id=project_id, name=f"Number {number}")
     for page in (1, 2, 3):
         found = CustomGPT.Conversation.get(project_id=project_id, page=page, order="asc").parsed.data
-        say("page", {"names": [one.name for one in found.data], "last_page": found.last_page, "total": found.total})
+        say(
+            "conversations",
+            {"names": [one.name for one in found.data], "last_page": found.last_page, "total": found.total},
+        )
+    session_id = CustomGPT.Conversation.create(project_id=project_id, name="A long one").parsed.data.session_id
+    for _ in range(21):
+        CustomGPT.Conversation.send(project_id=project_id, session_id=session_id, prompt="fake?tokens=1")
+    for page in (1, 2):
+        found = CustomGPT.Conversation.messages(project_id=project_id, session_id=session_id, page=page)
+        messages = found.parsed.data.messages
+        next_page = messages.next_page_url and messages.next_page_url.partition("/api/")[2]
+        say("messages", [len(messages.data), messages.from_, messages.to, messages.last_page, next_page])
+    say("path", f"v1/projects/{project_id}/conversations/{session_id}/messages")
 
 
 def stream(project_id, session_id, prompt):

@@ -66,6 +66,7 @@ def sources():
     leaflet.write_text("Ferrets sleep for eighteen hours a day.")
     uploaded = api.data_source.upload_file(chatbot.uuid, str(leaflet))
     say("uploaded", uploaded.to_dict())
+    say("uploaded again", refusal(api.data_source.upload_file, chatbot.uuid, str(leaflet)))
     asked = api.data_source.upload_qa(chatbot.uuid, "How long do ferrets sleep?", "Eighteen hours")
     say("asked", asked.to_dict())
     say("linked", api.data_source.add_url(chatbot.uuid, "https://parley.invalid/ferrets").to_dict())
