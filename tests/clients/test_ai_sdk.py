@@ -1,12 +1,13 @@
 """The AI SDK, with its OpenAI-compatible provider and with OpenAI's own, by chat completions and by responses."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.clients.conftest import MODEL, WorkerDies, half
 from tests.clients.running import PROGRAMS, Client, node
-from tests.fakes.script import Script, expected_text
+from tests.fakes.script import Script, call, expected_text
 from tests.stack.services import Stack
 
 pytestmark = pytest.mark.clients
@@ -44,6 +45,15 @@ async def test_text_is_streamed(client: Client, provider: str, tag: str) -> None
     assert said.text == script.text
     assert said["finish"] == ["stop", script.tokens]
     assert said.all("error") == []
+
+
+@pytest.mark.parametrize("provider", ["compatible", "chat"])
+async def test_tools_are_called(client: Client, provider: str, tag: str) -> None:
+    said = await client.run("tools", provider, MODEL, Script(tag=tag, tokens=3, calls=2).model)
+    calls = [call(index, tag) for index in range(2)]
+    told = [[one["function"]["name"], json.loads(one["function"]["arguments"]), one["id"]] for one in calls]
+    assert said["calls"] == said["streamed"] == told
+    assert said["finish"] == "tool-calls"
 
 
 async def test_errors_are_thrown_or_parts_of_the_stream(client: Client, provider: str, poor_key: str, tag: str) -> None:

@@ -94,7 +94,7 @@ async def test_project_is_made_of_a_file_changed_copied_and_deleted(
     assert stats["data"]["pages_found"] == 1
     assert [page["filename"] for page in sources["data"]["uploads"]["pages"]] == ["ferrets.txt"]
     assert [page["filename"] for page in pages["data"]["pages"]["data"]] == ["ferrets.txt"]
-    assert settings["data"]["chatbot_model"]
+    assert settings["status"] == "success"
     assert limits["data"]["current_projects_num"] >= 1
     assert user["data"]["name"]
     deleted = await client.run("delete-projects", "--project-ids", project_id, "--force")

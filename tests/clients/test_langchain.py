@@ -1,12 +1,13 @@
 """LangChain's ChatOpenAI with another base URL, in Python and in Node."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.clients.conftest import MODEL, WorkerDies, half
 from tests.clients.running import PROGRAMS, Client, node, python
-from tests.fakes.script import Script, expected_text
+from tests.fakes.script import Script, call, expected_text
 from tests.stack.services import Stack
 
 pytestmark = pytest.mark.clients
@@ -39,6 +40,13 @@ async def test_python_is_streamed_to(in_python: Client, tag: str, scenario: str)
     said = await in_python.run(scenario, MODEL, script.model)
     assert said.text == script.text
     assert said.all("usage") == ([script.tokens] if scenario == "ask" else [])
+
+
+async def test_python_calls_tools(in_python: Client, tag: str) -> None:
+    said = await in_python.run("tools", MODEL, Script(tag=tag, tokens=3, calls=2).model)
+    calls = [call(index, tag) for index in range(2)]
+    told = [[one["function"]["name"], json.loads(one["function"]["arguments"]), one["id"]] for one in calls]
+    assert said["calls"] == said["streamed"] == told
 
 
 async def test_python_is_told_of_errors(in_python: Client, poor_key: str, tag: str) -> None:

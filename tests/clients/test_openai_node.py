@@ -1,12 +1,13 @@
 """The openai package for Node: models, chat completions, responses, conversations, and what it throws."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.clients.conftest import MODEL, WorkerDies, half
 from tests.clients.running import PROGRAMS, Client, node
-from tests.fakes.script import Script, expected_text
+from tests.fakes.script import Script, call, expected_text
 from tests.stack.client import NativeClient
 from tests.stack.services import Stack
 
@@ -47,6 +48,14 @@ async def test_librarys_own_stream_helper_puts_the_answer_together(client: Clien
     script = Script(tag=tag, tokens=60)
     said = await client.run("helped", MODEL, script.model)
     assert said.text == said["content"] == script.text
+
+
+async def test_tools_are_called(client: Client, tag: str) -> None:
+    script = Script(tag=tag, tokens=3, calls=2)
+    said = await client.run("tools", MODEL, script.model)
+    calls = [call(index, tag) for index in range(2)]
+    assert said["calls"] == calls
+    assert said["streamed"] == [script.text, [json.loads(one["function"]["arguments"]) for one in calls]]
 
 
 async def test_errors_are_thrown_as_what_they_are(client: Client, poor_key: str, tag: str) -> None:

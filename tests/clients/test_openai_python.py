@@ -1,12 +1,13 @@
 """The openai package for Python: models, chat completions, responses, conversations, and what it raises."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.clients.conftest import MODEL, WorkerDies, answers, half
 from tests.clients.running import PROGRAMS, Client, python
-from tests.fakes.script import Script, expected_text
+from tests.fakes.script import Script, call, expected_text, tag_of
 from tests.stack.client import Json, NativeClient
 from tests.stack.services import Stack
 
@@ -77,6 +78,30 @@ async def test_chat_completion_with_a_conversation_is_remembered(
         ("user", second.model),
         ("assistant", second.text),
     ]
+
+
+async def test_tools_are_called_and_answered(client: Client, house: Stack, tag: str) -> None:
+    first, second = Script(tag=f"{tag}a", tokens=3, calls=2), Script(tag=f"{tag}b")
+    said = await client.run("tools", MODEL, first.model, second.model)
+    calls = [call(index, first.tag) for index in range(2)]
+    assert (said["calls"], said["finish"]) == (calls, "tool_calls")
+    assert said.all("arguments") == [json.loads(one["function"]["arguments"]) for one in calls]
+    assert said["streamed"] == [first.text, "tool_calls"]
+    assert said["content"] == second.text
+    (told,) = house.upstream.requests(second.tag)
+    assert told.body["tools"][0]["function"]["name"] == "forecast"
+    assert [message["role"] for message in told.messages] == ["user", "assistant", "tool", "tool", "user"]
+    assert told.messages[1]["tool_calls"] == calls
+
+
+async def test_several_choices_come_with_their_probabilities(client: Client, house: Stack, tag: str) -> None:
+    script = Script(tag=tag, tokens=30)
+    said = await client.run("choices", MODEL, script.model)
+    both = [script.text, expected_text(script.tokens, tag_of(tag, 1))]
+    assert said["contents"] == said["streamed"] == both
+    assert said["tokens"] == script.text
+    told = house.upstream.requests(tag)[0].body
+    assert (told["response_format"], told["stop"]) == ({"type": "json_object"}, ["never"])
 
 
 async def test_errors_are_raised_as_what_they_are(client: Client, poor_key: str, tag: str) -> None:

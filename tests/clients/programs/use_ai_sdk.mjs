@@ -3,7 +3,7 @@
 
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { APICallError, generateText, streamText } from "ai";
+import { APICallError, generateText, jsonSchema, streamText, tool } from "ai";
 
 const baseURL = `${process.env.PARLEY_URL}/v1`;
 const say = (step, value) => console.log(JSON.stringify([step, value]));
@@ -48,6 +48,17 @@ const scenarios = {
     const system = "You are a ferret.";
     const next = await generateText({ model: connect(provider, model), instructions: system, messages, maxRetries: 0 });
     say("with history", next.text);
+  },
+
+  async tools(provider, model, prompt) {
+    const properties = { city: { type: "string" }, days: { type: "integer" } };
+    const tools = { forecast: tool({ description: "Tells the weather", inputSchema: jsonSchema({ type: "object", properties }) }) };
+    const told = (calls) => calls.map((call) => [call.toolName, call.input, call.toolCallId]);
+    const whole = await generateText({ model: connect(provider, model), prompt, tools, maxRetries: 0 });
+    say("calls", told(whole.toolCalls));
+    say("finish", whole.finishReason);
+    const streamed = streamText({ model: connect(provider, model), prompt, tools, maxRetries: 0 });
+    say("streamed", told(await streamed.toolCalls));
   },
 
   ask: stream,

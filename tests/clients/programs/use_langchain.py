@@ -43,6 +43,19 @@ def chat(model, first, second):
     say("batch", [one.content for one in bot.batch([first, second])])
 
 
+def forecast(city: str, days: int) -> str:
+    """Tells the weather."""
+
+
+def tools(model, text):
+    bot = connect(model).bind_tools([forecast])
+    say("calls", [[call["name"], call["args"], call["id"]] for call in bot.invoke(text).tool_calls])
+    whole = None
+    for piece in bot.stream(text):
+        whole = piece if whole is None else whole + piece
+    say("streamed", [[call["name"], call["args"], call["id"]] for call in whole.tool_calls])
+
+
 def stream(model, text, key=None, **more):
     for piece in connect(model, key, **more).stream(text):
         say("piece", piece.content)

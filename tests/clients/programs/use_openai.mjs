@@ -61,6 +61,15 @@ const scenarios = {
     say("content", await helper.finalContent());
   },
 
+  async tools(model, content) {
+    const parameters = { type: "object", properties: { city: { type: "string" }, days: { type: "integer" } } };
+    const tools = [{ type: "function", function: { name: "forecast", parameters } }];
+    const whole = await connect().chat.completions.create({ model, messages: user(content), tools });
+    say("calls", whole.choices[0].message.tool_calls);
+    const streamed = await connect().chat.completions.stream({ model, messages: user(content), tools }).finalMessage();
+    say("streamed", [streamed.content, streamed.tool_calls.map((call) => JSON.parse(call.function.arguments))]);
+  },
+
   async cut(model, content) {
     say("raised", await refusal(() => stream(model, content)));
   },

@@ -99,6 +99,56 @@ def remembered(model, conversation_id, first, second):
         say("content", answer.choices[0].message.content)
 
 
+FORECAST = {
+    "type": "function",
+    "function": {
+        "name": "forecast",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def tools(model, first, second):
+    client = connect()
+    whole = client.chat.completions.create(model=model, messages=user(first), tools=[FORECAST])
+    say("calls", [call.to_dict() for call in whole.choices[0].message.tool_calls])
+    say("finish", whole.choices[0].finish_reason)
+    with client.chat.completions.stream(model=model, messages=user(first), tools=[FORECAST]) as events:
+        for event in events:
+            if event.type == "tool_calls.function.arguments.done":
+                say("arguments", event.parsed_arguments or json.loads(event.arguments))
+        streamed = events.get_final_completion().choices[0]
+    say("streamed", [streamed.message.content, streamed.finish_reason])
+    messages = user(first)
+    messages.append(whole.choices[0].message.to_dict())
+    for call in whole.choices[0].message.tool_calls:
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": "sunny"})
+    messages += user(second)
+    answer = client.chat.completions.create(model=model, messages=messages, tools=[FORECAST])
+    say("content", answer.choices[0].message.content)
+
+
+def choices(model, text):
+    client = connect()
+    form = {"type": "json_object"}
+    whole = client.chat.completions.create(
+        model=model, messages=user(text), n=2, logprobs=True, response_format=form, stop=["never"]
+    )
+    say("contents", [choice.message.content for choice in whole.choices])
+    say("tokens", "".join(one.token for one in whole.choices[0].logprobs.content))
+    contents = ["", ""]
+    for chunk in client.chat.completions.create(model=model, messages=user(text), n=2, stream=True):
+        for choice in chunk.choices:
+            contents[choice.index] += choice.delta.content or ""
+    say("streamed", contents)
+
+
 def cut(model, text):
     say("raised", refusal(stream, model, text))
 
