@@ -56,7 +56,7 @@ check: ## what CI runs: lint, format, types, import contracts, tests
 
 test-clients: ## other people's clients, unmodified, against the whole stack (ARGS="-k openai" chooses)
 	@STEPS=4 infra/local/bootstrap.sh clients
-	$(PYTHON) -m pytest tests/clients -m clients $(ARGS)
+	$(PYTHON) -m pytest tests/clients -m clients $(CHOSEN)
 
 retrieval: ## how well and how fast passages are found, with a small sentence model (SPEED= leaves out the time)
 	@infra/local/bootstrap.sh retrieval
