@@ -113,10 +113,11 @@ async def test_death_of_the_worker_is_not_noticed(
     client: Client, bot: Json, kind: str, held: Script, worker_dies: WorkerDies
 ) -> None:
     async with client.start("ask", kind, bot["slug"], held.model) as program:
-        if kind == "async":
-            # The other client shows nothing of an answer before its end.
+        # The synchronous client shows nothing of an answer before its end.
+        shown = kind == "async"
+        if shown:
             await program.until(lambda said: said.text == half(held))
-        await worker_dies(held)
+        await worker_dies(held, shown=shown)
         said = await program.end()
     assert said.text == held.text
     assert said["done"] is True

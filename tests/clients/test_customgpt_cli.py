@@ -13,7 +13,8 @@ from tests.fakes.script import Script
 from tests.stack.client import Json, NativeClient
 from tests.stack.services import Stack
 
-pytestmark = pytest.mark.clients
+# Each command is a process, which takes long to start.
+pytestmark = [pytest.mark.clients, pytest.mark.timeout(180)]
 
 ELSEWHERE = """
 import os

@@ -121,7 +121,7 @@ async def test_answer_that_is_cut_is_raised_and_what_came_is_kept(client: Client
 async def test_death_of_the_worker_is_not_noticed(client: Client, held: Script, worker_dies: WorkerDies) -> None:
     async with client.start("ask", held.model) as program:
         # The library shows nothing of an answer before its end.
-        await worker_dies(held)
+        await worker_dies(held, shown=False)
         said = await program.end()
     assert said["answer"] == as_read(held.text)
     assert said["kept"] == [[held.model, held.text]]
