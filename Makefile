@@ -12,7 +12,7 @@ CHOSEN = $(or $(ARGS),-n auto)
 
 SPEED := 1
 
-.PHONY: help up down status logs parley demo test check retrieval chaos compose-up compose-down
+.PHONY: help up down status logs parley demo test check test-clients retrieval chaos compose-up compose-down
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ check: ## what CI runs: lint, format, types, import contracts, tests
 	$(PYTHON) -m mypy
 	.venv/bin/lint-imports
 	$(PYTHON) -m pytest $(CHOSEN)
+
+test-clients: ## other people's clients, unmodified, against the whole stack (ARGS="-k openai" chooses)
+	@STEPS=4 infra/local/bootstrap.sh clients
+	$(PYTHON) -m pytest tests/clients -m clients $(CHOSEN)
 
 retrieval: ## how well and how fast passages are found, with a small sentence model (SPEED= leaves out the time)
 	@infra/local/bootstrap.sh retrieval

