@@ -12,7 +12,8 @@ from tests.stack.services import Stack
 
 Record = Callable[[str], Recorder]
 
-MODEL = Script(tag="golden", tokens=9, hold_after=0).model
+TAG = "trainer"
+MODEL = Script(tag=TAG, tokens=9, hold_after=0).model
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def client(session: aiohttp.ClientSession) -> GptTrainerClient:
 
 
 async def test_a_chat(recorder: Record, house: Stack) -> None:
-    record, gate = recorder("gpt_trainer/chat"), house.upstream.gate("golden")
+    record, gate = recorder("gpt_trainer/chat"), house.upstream.gate(TAG)
     settings = {
         "name": "Your Chatbot's Name",
         "rate_limit": [20, 240],
@@ -37,7 +38,7 @@ async def test_a_chat(recorder: Record, house: Stack) -> None:
     await gate.allow(1)
     async with record.stream("POST", f"{path}/message/stream", {"query": "Hello"}) as (heard, response):
         for tokens in range(1, 10):
-            await read_until(heard, response, expected_text(tokens, "golden").encode())
+            await read_until(heard, response, expected_text(tokens, TAG).encode())
             await gate.allow(1)
         assert await response.content.read() == b""
     await gate.open()
