@@ -1,6 +1,7 @@
 """The stream of a response, whatever the text and wherever somebody goes on: pure."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from tests.cores.examples import examples
 from tests.stack.client import SseParser
 
 RUN_ID = "01900000-0000-7000-8000-000000000001"
+MADE_AT = datetime(2026, 1, 1, tzinfo=UTC)
 SAID = Said(orjson.dumps({"model": "m", "store": True}))
 
 
@@ -28,7 +30,7 @@ def told(pieces: Sequence[str], after: int = -1) -> list[dict[str, Any]]:
         text.append(1, text.length, piece)
         while (event := reader.next(text, None)) is not None:
             stream += event
-    ended = a_run(RUN_ID, status="completed", attempt=1, output="".join(pieces))
+    ended = a_run(RUN_ID, status="completed", attempt=1, output="".join(pieces), created_at=MADE_AT)
     while (event := reader.next(text, ended)) is not None:
         stream += event
     events = list(parser.feed(stream))
