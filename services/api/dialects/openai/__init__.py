@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from services.api.dialects import Answer, Asked, Endpoint
-from services.api.dialects.openai import chat, conversations, models, responses
+from services.api.dialects.openai import chat, conversations, models, responses, stored_responses
 from services.api.dialects.openai.answers import error
 from shared.contracts.problems import Problem
 
@@ -16,6 +16,7 @@ class OpenAI:
         *chat.ENDPOINTS,
         *models.ENDPOINTS,
         *responses.ENDPOINTS,
+        *stored_responses.ENDPOINTS,
         *conversations.ENDPOINTS,
     )
 

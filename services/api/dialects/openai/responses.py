@@ -14,34 +14,26 @@ import orjson
 from pydantic import Field, JsonValue, StringConstraints
 
 from services.api.dialects import (
-    Answer,
-    Asked,
     Command,
     Endpoint,
-    Events,
-    Follow,
     Incoming,
-    Position,
     Steps,
     Submit,
     asking,
-    failure_of,
-    sse,
 )
 from services.api.dialects.bodies import Lenient, end_user, invalid, make, read_body
 from services.api.dialects.headers import idempotency_key
-from services.api.dialects.openai.answers import error, ok
-from services.api.dialects.openai.items import id_of, input_items_of, named, read_input
+from services.api.dialects.openai.items import id_of, named, read_input
 from services.api.dialects.openai.models import chatbot_named
-from services.api.dialects.openai.paging import PageQuery, bounded, listed, read_known
-from services.api.dialects.openai.response_events import ResponseEvents, offset_after
-from services.api.dialects.openai.response_objects import FOREIGN, Said, response
+from services.api.dialects.openai.response_objects import FOREIGN, Said
+from services.api.dialects.openai.response_replies import ResponseReply
+from services.api.dialects.openai.stored_responses import stored, unknown
 from shared.contracts.base import Request
 from shared.contracts.passthrough import Passthrough
-from shared.contracts.problems import FieldError, ServiceError, refused
-from shared.contracts.resources import InputMessage, Run, Turn
-from shared.contracts.store import PAGE_LIMIT_MAX, CancelTurn, ConversationToUse, CreateConversation, SubmitTurn
-from shared.contracts.turns import DeleteTurn, GetTurn, ListTurns, RecordTurn
+from shared.contracts.problems import FieldError, refused
+from shared.contracts.resources import InputMessage, Turn
+from shared.contracts.store import PAGE_LIMIT_MAX, ConversationToUse, CreateConversation, SubmitTurn
+from shared.contracts.turns import ListTurns, RecordTurn
 
 DEADLINE_S = 600
 """As long as OpenAI's own clients wait."""
@@ -49,8 +41,6 @@ MESSAGES_MAX = 100
 """So many a turn may have."""
 REPEATED_CHARACTERS = 8_000
 """Instructions that are longer are followed, and are not given back with the response."""
-
-_FAILED = frozenset({"failed", "incomplete"})
 
 
 class _Text(Lenient):
@@ -85,38 +75,6 @@ class _Wanted(Lenient):
     def is_stored(self) -> bool:
         """It can be asked for, and be gone on from."""
         return self.store is not False
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseReply:
-    """A response, or its events: those with numbers beyond `after`."""
-
-    said: Said
-    after: int = -1
-
-    append_only = True
-    breaks_off = False
-    stream_headers = sse.HEADERS
-
-    def location(self, run_id: str) -> dict[str, str]:
-        """The run, which can be found by Parley's own API."""
-        return {"X-Parley-Run-Id": run_id}
-
-    def accepted(self, run: Run) -> Answer:
-        """The response, queued."""
-        return self._told(run)
-
-    def finished(self, run: Run, asked: Asked) -> Answer:
-        """The response with its whole output, or why there is none."""
-        return error(failure_of(run)) if run.status in _FAILED else self._told(run)
-
-    def events(self, run_id: str) -> Events:
-        """Typed events."""
-        return ResponseEvents(run_id, self.said, self.after)
-
-    def _told(self, run: Run) -> Answer:
-        answer = ok(response(run, self.said))
-        return Answer(answer.status, answer.body, {**answer.headers, **self.location(run.id)})
 
 
 def _create_response(call: Incoming) -> Command:
@@ -172,9 +130,9 @@ def _place(call: Incoming, wanted: _Wanted, chatbot_id: str | None) -> Generator
         if not wanted.is_stored:
             return {"chatbot_id": chatbot_id}
         return {"conversation": ConversationToUse(id=_own_conversation(call), chatbot_id=chatbot_id)}
-    before = yield from _stored(call.tenant, wanted.previous_response_id, "Previous response with id")
+    before, _ = yield from stored(call.tenant, wanted.previous_response_id, "Previous response with id")
     if before.run.conversation_id is None:
-        raise _unknown(wanted.previous_response_id, "Previous response with id")
+        raise unknown(wanted.previous_response_id, "Previous response with id")
     history = yield from _until(call.tenant, before.run.conversation_id, before.run.id)
     if not wanted.is_stored:
         return {"chatbot_id": chatbot_id, "context": _words(history.turns)}
@@ -241,7 +199,7 @@ def conversation_id(given: JsonValue) -> str:
         raise invalid(FieldError(path="/conversation", message="must be the id of a conversation"))
     id_ = id_of("conv", name)
     if id_ is None:
-        raise _unknown(name, "Conversation with id")
+        raise unknown(name, "Conversation with id")
     return id_
 
 
@@ -287,95 +245,12 @@ def _said(wanted: _Wanted) -> Said:
     )  # fmt: skip
 
 
-def _get_response(call: Incoming) -> Command:
-    return _get(call, call.path["id"])
-
-
-def _get(call: Incoming, name: str) -> Steps:
-    asked = dict(call.query)
-    starting_after = asked.get("starting_after", "-1")
-    if not starting_after.removeprefix("-").isdecimal() or len(starting_after) > 10:
-        raise invalid(FieldError(path="starting_after", message="must be the sequence number of an event"))
-    turn = yield from _stored(call.tenant, name)
-    said = _told_before(turn, name)
-    if asked.get("stream", "").lower() not in ("true", "1"):
-        return ok(response(turn.run, said))
-    after = int(starting_after)
-    return Follow(call.tenant, turn.run.id, Position(0, offset_after(after), False), ResponseReply(said, after))
-
-
-def _cancel_response(call: Incoming) -> Command:
-    return _cancel(call, call.path["id"])
-
-
-def _cancel(call: Incoming, name: str) -> Steps:
-    turn = yield from _stored(call.tenant, name)
-    run = yield from asking(CancelTurn(tenant=call.tenant, run_id=turn.run.id))
-    return ok(response(run, _told_before(turn, name)))
-
-
-def _delete_response(call: Incoming) -> Command:
-    return _delete(call, call.path["id"])
-
-
-def _delete(call: Incoming, name: str) -> Steps:
-    turn = yield from _stored(call.tenant, name)
-    yield from asking(DeleteTurn(tenant=call.tenant, run_id=turn.run.id))
-    return ok({"id": named("resp", turn.run.id), "object": "response", "deleted": True})
-
-
-def _list_input_items(call: Incoming) -> Command:
-    return _input_items(call, read_known(PageQuery, call), call.path["id"])
-
-
-def _input_items(call: Incoming, query: PageQuery, name: str) -> Steps:
-    turn = yield from _stored(call.tenant, name)
-    items = input_items_of(turn)
-    if query.order == "desc":
-        items.reverse()
-    if query.after is not None:
-        ids = [item["id"] for item in items]
-        if query.after not in ids:
-            raise _unknown(query.after, "Item with id")
-        items = items[ids.index(query.after) + 1 :]
-    limit = bounded(query.limit)
-    return ok(listed(items[:limit], has_more=len(items) > limit))
-
-
 def _unsupported(call: Incoming) -> Command:
     raise refused("not_found", "Parley neither counts the tokens of an input nor compacts conversations.")
-
-
-def _stored(tenant: str, name: str, what: str = "Response with id") -> Generator[Request[Any], Any, Turn]:
-    """The turn of a response that was stored. Raises ServiceError(not_found)."""
-    run_id = id_of("resp", name)
-    if run_id is None:
-        raise _unknown(name, what)
-    try:
-        turn = yield from asking(GetTurn(tenant=tenant, run_id=run_id))
-    except ServiceError as refusal:
-        raise _unknown(name, what) if refusal.problem.code == "not_found" else refusal from None
-    _told_before(turn, name, what)
-    return turn
-
-
-def _told_before(turn: Turn, name: str, what: str = "Response with id") -> Said:
-    said = Said.of(turn)
-    if said is None:
-        raise _unknown(name, what)
-    return said
-
-
-def _unknown(name: str, what: str) -> ServiceError:
-    return refused("not_found", f"{what} '{name[:100]}' not found.")
 
 
 ENDPOINTS = (
     Endpoint("POST", "/v1/responses", _create_response),
     Endpoint("POST", "/v1/responses/input_tokens", _unsupported),
     Endpoint("POST", "/v1/responses/compact", _unsupported),
-    Endpoint("GET", "/v1/responses/{id}", _get_response),
-    Endpoint("DELETE", "/v1/responses/{id}", _delete_response),
-    Endpoint("POST", "/v1/responses/{id}/cancel", _cancel_response),
-    Endpoint("GET", "/v1/responses/{id}/input_items", _list_input_items),
 )
