@@ -65,6 +65,7 @@ async def test_errors_are_thrown_or_parts_of_the_stream(client: Client, provider
         "wrong key": False,
         "over the limit": True,
     }
+    assert [told["status"] for told in said.all("no key")] == ([401] if provider == "compatible" else [])
     ((status, message),) = said.all("error")
     assert status == 502
     assert message

@@ -67,6 +67,7 @@ async def test_errors_are_thrown_as_what_they_are(client: Client, poor_key: str,
         "provider down": ("InternalServerError", 502),
         "provider down, streamed": ("InternalServerError", 502),
         "wrong key": ("AuthenticationError", 401),
+        "no key": ("AuthenticationError", 401),
         "wrong key, streamed": ("AuthenticationError", 401),
         "over the limit": ("RateLimitError", 429),
     }
@@ -107,6 +108,8 @@ async def test_conversation_is_held_and_its_items_are_listed(client: Client, tag
     said = await client.run("conversations", MODEL, first.model, second.model)
     assert said["made"] == ["conversation", {"topic": "ferrets"}]
     assert said.all("answer") == [first.text, second.text]
+    assert said["updated"] == {"topic": "polecats"}
+    assert said["page"] == [3, True, 1]
     assert said["items"] == [
         ["user", first.model],
         ["assistant", first.text],

@@ -115,6 +115,7 @@ async def test_errors_are_raised_as_what_they_are(client: Client, poor_key: str,
         "provider down": ("InternalServerError", 502),
         "provider down, streamed": ("InternalServerError", 502),
         "wrong key": ("AuthenticationError", 401),
+        "no key": ("AuthenticationError", 401),
         "wrong key, streamed": ("AuthenticationError", 401),
         "over the limit": ("RateLimitError", 429),
     }

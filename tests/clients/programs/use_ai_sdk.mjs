@@ -69,6 +69,8 @@ const scenarios = {
     say("provider down", await ask(refused));
     await stream(provider, model, refused);
     say("wrong key", await ask("hello", "wrong"));
+    // OpenAI's own provider does not even ask without one.
+    if (provider === "compatible") say("no key", await ask("hello", ""));
     await ask("fake?tokens=1", poorKey);
     say("over the limit", await ask("fake?tokens=1", poorKey));
   },

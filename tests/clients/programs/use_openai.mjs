@@ -83,6 +83,8 @@ const scenarios = {
     say("provider down", await ask(user(refused)));
     say("provider down, streamed", await refusal(() => stream(model, refused)));
     say("wrong key", await refusal(() => connect("wrong").models.list()));
+    const bare = client.withOptions({ defaultHeaders: { Authorization: null } });
+    say("no key", await refusal(() => bare.models.list()));
     say("wrong key, streamed", await refusal(() => stream(model, "hello", {}, "wrong")));
     const poor = connect(poorKey);
     await poor.models.list();
@@ -115,6 +117,9 @@ const scenarios = {
     for (const input of [first, second]) {
       say("answer", (await client.responses.create({ model, input, conversation: made.id })).output_text);
     }
+    say("updated", (await client.conversations.update(made.id, { metadata: { topic: "polecats" } })).metadata);
+    const page = await client.conversations.items.list(made.id, { order: "asc", limit: 3 });
+    say("page", [page.data.length, page.hasNextPage(), (await page.getNextPage()).data.length]);
     const items = [];
     for await (const item of client.conversations.items.list(made.id, { order: "asc" })) {
       items.push([item.role, item.content[0].text]);

@@ -164,6 +164,7 @@ def errors(model, refused, poor_key):
     say("provider down", refusal(complete, model=model, messages=user(refused)))
     say("provider down, streamed", refusal(stream, model, refused))
     say("wrong key", refusal(connect("wrong").models.list))
+    say("no key", refusal(client.models.list, extra_headers={"Authorization": openai.Omit()}))
     say("wrong key, streamed", refusal(stream, model, "hello", key="wrong"))
     poor = connect(poor_key)
     poor.models.list()
