@@ -6,11 +6,18 @@ from typing import Any
 import pytest
 
 from infra.images.compose import ROOT, SECRETS, Container, filled, provider_fault, variables
+from services.api.main import ApiSettings
+from services.conversation_store.main import StoreSettings
+from services.inference_worker.main import WorkerSettings
 from services.inference_worker.models import ServersFile
 from shared.models_file import ModelsFile
+from shared.settings import Settings, variable
 
 EXAMPLE = (ROOT / ".env.example").read_text()
 COMPOSE_FILE = (ROOT / "docker-compose.yml").read_text()
+DOCKERFILE = (ROOT / "infra/images/Dockerfile").read_text()
+# Fixed: its one RabbitMQ is no cluster, and how long services drain belongs to the `stop_grace_period` that allows it.
+FIXED = {"PARLEY_CLUSTERED", "PARLEY_DRAIN_S"}
 
 
 def test_a_new_env_file_holds_a_random_value_for_every_secret() -> None:
@@ -36,6 +43,24 @@ def test_every_variable_of_the_compose_file_is_explained_in_the_example_and_the_
     passed_through = set(re.findall(r"^ +([A-Z0-9_]+):$", COMPOSE_FILE, re.MULTILINE))
     assert interpolated | passed_through == set(variables(EXAMPLE))
     assert set(SECRETS) <= interpolated
+
+
+@pytest.mark.parametrize(
+    ("section", "settings"),
+    [("x-api", ApiSettings), ("migrate", StoreSettings), ("inference_worker", WorkerSettings)],
+)
+def test_every_setting_of_a_service_reaches_it_in_its_container(section: str, settings: type[Settings]) -> None:
+    [described] = re.findall(rf"^(?:  )?{section}:.*\n((?: .*\n)+?)(?=\n)", COMPOSE_FILE, re.MULTILINE)
+    told = set(re.findall(r"^ +([A-Z_]+):", described, re.MULTILINE))
+    if settings is StoreSettings:
+        # Migrating needs none, serving has it besides.
+        assert COMPOSE_FILE.count("<<: *store\n      PARLEY_MODELS_FILE:") == 1
+        told.add("PARLEY_MODELS_FILE")
+    of_the_image = set(re.findall(r"(PARLEY_[A-Z_]+)=", DOCKERFILE))
+    read = {variable(name, field) for name, field in settings.model_fields.items()}
+    assert len(told) > 3
+    assert read - told - of_the_image == FIXED & read
+    assert told - read == set()
 
 
 def test_the_models_file_of_the_environment_is_what_store_and_worker_read() -> None:
