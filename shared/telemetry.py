@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, cast
 
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from prometheus_client import REGISTRY, Gauge, exposition
 
 _TASKS = Gauge("parley_tasks", "Tasks of the event loop.")
@@ -54,7 +55,17 @@ def configure_logging(service: str, level: str) -> None:
     # Their debug level formats every frame, and bodies are what users wrote.
     for name in ("aio_pika", "aiormq", "openai", "httpx2", "httpcore2", "pymongo"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.server").addFilter(_unquoted)
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def _unquoted(record: logging.LogRecord) -> bool:
+    """Lets a line pass. Of a request that cannot be read aiohttp quotes what is wrong: a header with its key, say."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+        record.msg, record.args, record.exc_info = "request is not HTTP: %s", (type(error).__name__,), None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
 
 
 def _encoded(_: object, __: str, line: MutableMapping[str, Any] | str) -> bytes:

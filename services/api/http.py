@@ -99,7 +99,7 @@ class Api:
         given_id = request.headers.get("X-Request-Id", "")
         request_id = given_id if _REQUEST_ID.fullmatch(given_id) else new_id()
         call = request[CALL] = Call(
-            asked=Asked(request_id, str(request.url), request.headers),
+            asked=Asked(request_id, _address(request), request.path, request.headers),
             arrived=time.perf_counter(),
             dialect=self._dialect_at(request.path),
         )
@@ -233,6 +233,14 @@ class Api:
         if endpoint.body_max_bytes > self._body_max_bytes:
             return await _body(request, endpoint.body_max_bytes, LONG_BODY_TIMEOUT_S)
         return await _body(request, self._body_max_bytes, BODY_TIMEOUT_S)
+
+
+def _address(request: web.Request) -> str:
+    try:
+        return str(request.url)
+    except ValueError:
+        # The client's Host header names no host.
+        return str(request.rel_url)
 
 
 async def _body(request: web.Request, max_bytes: int, timeout: float) -> bytes:

@@ -89,7 +89,8 @@ def _are_distinct(keys: tuple[str, ...]) -> tuple[str, ...]:
 
 def _is_reference(reference: str) -> str:
     forms = (_ID, _NUMBER, _FOREIGN_KEY)
-    if not (any(form.fullmatch(reference) for form in forms) or reference == slug_of(reference)):
+    is_slug = reference == slug_of(reference) and not looks_like_another_reference(reference)
+    if not (is_slug or any(form.fullmatch(reference) for form in forms)):
         raise ValueError("must be the id, the number, the slug or a foreign key of a chatbot")
     return reference
 

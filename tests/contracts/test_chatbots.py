@@ -66,7 +66,7 @@ def test_what_could_be_confused_is_no_slug(slug: str) -> None:
 def test_a_reference_is_an_id_a_number_or_a_slug() -> None:
     for reference in (new_id(), "7", "travel-guide", "東京"):
         assert REFERENCE.validate_python(reference) == reference
-    for nothing in ("", "-1", "1.5", "Travel", "a/b", "\0", "x" * 152, "$ne"):
+    for nothing in ("", "-1", "0", "007", "9" * 19, "1.5", "Travel", "a/b", "\0", "x" * 152, "$ne"):
         with pytest.raises(ValidationError):
             REFERENCE.validate_python(nothing)
 

@@ -497,3 +497,10 @@ async def test_provider_that_fails_later_ends_the_stream_without_done(session: a
     assert list(events[-1]) == ["detail"]
     whole = await chat(session, bot_uid=bot["id"])
     assert (whole.status, list(whole.json())) == (502, ["detail"])
+
+
+@pytest.mark.parametrize("name", ["9" * 20, "9" * 150, "²", "١"])
+async def test_place_of_a_fault_may_be_named_like_a_number(session: aiohttp.ClientSession, name: str) -> None:
+    refusal = await ask(session, "/v1/chat", f'{{"messages": {{"{name}": "\\ud800"}}}}'.encode())
+    assert refusal.status == 422
+    assert json.loads(refusal.body)["detail"][0]["loc"] == ["body", "messages", name]

@@ -29,7 +29,8 @@ from tests.dialects.customgpt import form
 
 RUN_ID = "01900000-0000-7000-8000-000000000001"
 SESSION = "01900000-0000-7000-8000-000000000002"
-URL = "http://parley.example/api/v1/projects"
+PATH = "/api/v1/projects"
+URL = f"http://parley.example{PATH}"
 NOW = datetime(2023, 6, 25, 17, 0, 31, 250, tzinfo=UTC)
 ODD = "\n\r\u2028\u2029\x85\x0b\x0c\x00\x1b\ufeff\u0301:\\\"' é🙂\U0010ffff"
 TEXTS = st.text(st.one_of(st.sampled_from(ODD), st.characters(exclude_categories=["Cs"])), max_size=20)
@@ -157,7 +158,7 @@ def test_finish_names_each_cited_source_once() -> None:
 @pytest.mark.parametrize("status", ["completed", "cancelled", "failed", "incomplete"])
 def test_whole_answer_is_the_message_or_a_refusal(status: RunStatus) -> None:
     reply = MessageReply("Hi", SESSION, 3, "agent", None)
-    answer = reply.finished(a_run(status), Asked("id", URL, {}))
+    answer = reply.finished(a_run(status), Asked("id", URL, PATH, {}))
     document = json.loads(answer.body)
     if status in ("completed", "cancelled"):
         assert (answer.status, document["data"]["openai_response"], document["data"]["id"]) == (200, "Hello", 7)
@@ -169,7 +170,7 @@ def test_whole_answer_is_the_message_or_a_refusal(status: RunStatus) -> None:
 @pytest.mark.parametrize("code", ERROR_CODES)
 def test_every_problem_has_a_status_and_an_envelope(code: ErrorCode) -> None:
     problem = Problem(code=code, detail="It went wrong.", retry_after_s=7)
-    answer = CustomGpt().problem(problem, Asked("id", URL, {}))
+    answer = CustomGpt().problem(problem, Asked("id", URL, PATH, {}))
     document = json.loads(answer.body)
     assert answer.status == STATUS[code] == document["data"]["code"]
     assert (document["status"], document["url"], bool(document["data"]["message"])) == ("error", URL, True)
@@ -179,7 +180,7 @@ def test_every_problem_has_a_status_and_an_envelope(code: ErrorCode) -> None:
 def test_first_field_that_is_wrong_is_named_as_laravel_names_it() -> None:
     def told(*errors: FieldError) -> str:
         problem = Problem(code="invalid_request", detail="", errors=errors)
-        return str(json.loads(CustomGpt().problem(problem, Asked("id", URL, {})).body)["data"]["message"])
+        return str(json.loads(CustomGpt().problem(problem, Asked("id", URL, PATH, {})).body)["data"]["message"])
 
     assert told(FieldError(path="/external_id", message="this field is required")) == (
         "The external id field is required."

@@ -23,7 +23,7 @@ from shared.contracts.resources import Run, RunStatus, Turn
 from shared.contracts.sources import AddSource, NewFile
 from shared.ids import new_id
 
-ASKED = Asked("1", "http://api/", {})
+ASKED = Asked("1", "http://api/", "/", {})
 ID = new_id()
 
 

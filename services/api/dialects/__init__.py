@@ -19,10 +19,14 @@ RequiredScope = Literal["public", "chat", "admin", "bootstrap"]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a refusal may refer to: the request's id, the address it was sent to, its headers, whatever their case."""
+    """What a refusal may refer to: the request's id, the address it was sent to, its headers, whatever their case.
+
+    url: without its host, if the client has named one that is none. path: of that address, decoded.
+    """
 
     request_id: str
     url: str
+    path: str
     headers: Mapping[str, str]
 
 

@@ -44,9 +44,9 @@ def is_form(content_type: str) -> bool:
 
 def read_form(content_type: str, body: bytes) -> list[Part]:
     """The fields of a form in their order. Raises ServiceError(invalid_request) for what is none."""
-    _, options = parse_options_header(content_type)
     reading = _Reading()
     try:
+        _, options = parse_options_header(content_type)
         parser = MultipartParser(
             options[b"boundary"],
             {

@@ -1,7 +1,7 @@
 """Keeps tenants and their keys, counts requests, and adds up what runs have cost."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal, cast
 
 from pymongo import ASCENDING, ReturnDocument, UpdateOne, WriteConcern
@@ -237,11 +237,11 @@ class Accounts:
 
     async def usage(self, wanted: GetUsage, after: tuple[str, str] | None, limit: int) -> list[DayOfUsage]:
         """Days of usage beyond the day and group at `after`, in order; each day from its first to its last moment."""
-        first, last = (datetime(day.year, day.month, day.day, tzinfo=UTC) for day in (wanted.first, wanted.last))
+        first, last = datetime.combine(wanted.first, time.min, UTC), datetime.combine(wanted.last, time.max, UTC)
         by = wanted.by
         ended: Document = {
             "tenant": wanted.tenant,
-            "finished_at": {"$gte": first, "$lt": last + timedelta(days=1)},
+            "finished_at": {"$gte": first, "$lte": last},
             "recorded": None,
         }
         if wanted.end_user is not None:

@@ -1,6 +1,6 @@
 """Refusals in aBLT's words: `{"detail": …}`, a sentence, or a list of what is wrong with a body."""
 
-from urllib.parse import urlsplit
+import re
 
 import orjson
 
@@ -9,6 +9,9 @@ from services.api.dialects.ablt.validation import JSON, Entry, entry, unprocessa
 from shared.contracts.problems import ErrorCode, FieldError, Problem
 
 CHAT_PATH = "/v1/chat"
+
+# What has more digits is the name of a field.
+_INDEX = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 STATUS: dict[ErrorCode, int] = {
     "invalid_json": 400,
@@ -35,7 +38,7 @@ STATUS: dict[ErrorCode, int] = {
 
 def refusal(problem: Problem, asked: Asked) -> Answer:
     """The refusal of a request."""
-    is_chat = urlsplit(asked.url).path == CHAT_PATH
+    is_chat = asked.path == CHAT_PATH
     if is_chat and (problem.code == "not_found" or any(error.path == "/chatbot_id" for error in problem.errors)):
         return _sentence(404, "Bot not found")
     if problem.errors:
@@ -62,4 +65,4 @@ def _entry(error: FieldError) -> Entry:
     if not error.path.startswith("/"):
         return {"loc": ("header", error.path), "msg": error.message, "type": "value_error"}
     steps = (step.replace("~1", "/").replace("~0", "~") for step in error.path[1:].split("/"))
-    return entry("value_error", error.message, *(int(step) if step.isdecimal() else step for step in steps))
+    return entry("value_error", error.message, *(int(step) if _INDEX.fullmatch(step) else step for step in steps))

@@ -42,7 +42,7 @@ def _counted(tenant: str, wanted: Wanted) -> Steps:
     used: dict[date, DayOfUsage] = {}
     first = wanted.start_date
     while first <= wanted.end_date:
-        last = min(wanted.end_date, first + (USAGE_DAYS_MAX - 1) * _ONE_DAY)
+        last = first + min(wanted.end_date - first, (USAGE_DAYS_MAX - 1) * _ONE_DAY)
         used |= yield from _used(tenant, end_user, first, last)
         if last == date.max:
             break
