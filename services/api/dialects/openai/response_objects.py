@@ -5,12 +5,16 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from pydantic import JsonValue
 
+from services.api.dialects.completions import created
 from services.api.dialects.openai.items import answer_item, is_complete, named
 from shared.contracts.resources import Run, Turn, Usage
 
 FOREIGN = "openai"
 """Under this a turn keeps what its request has said."""
+_REQUEST = "request"
+"""Under which name it keeps there by what that request is known."""
 
 _STATUS = {
     "waiting": "queued",
@@ -34,13 +38,23 @@ class Said:
     @classmethod
     def of(cls, turn: Turn) -> "Said | None":
         """What was kept with a turn; None if this API did not make it, or was told not to keep it."""
-        kept = turn.foreign.get(FOREIGN)
-        return cls(orjson.dumps(kept)) if kept is not None and kept.get("store") is True else None
+        kept = turn.foreign.get(FOREIGN, {})
+        said = {name: value for name, value in kept.items() if name != _REQUEST}
+        return cls(orjson.dumps(said)) if said.get("store") is True else None
+
+    def kept(self, request: str | None) -> dict[str, Any]:
+        """What is kept of it with a turn; request: by what it is known if it is repeated."""
+        return self.fields() if request is None else {**self.fields(), _REQUEST: request}
 
     def fields(self) -> dict[str, Any]:
         """The fields of the response that it decides."""
         fields: dict[str, Any] = orjson.loads(self.json)
         return fields
+
+
+def request_of(turn: Turn) -> JsonValue:
+    """By what the request that made the turn is known if it is repeated; None if it never is."""
+    return turn.foreign.get(FOREIGN, {}).get(_REQUEST)
 
 
 def response(run: Run, said: Said) -> dict[str, Any]:
@@ -69,7 +83,7 @@ def begun(run_id: str, said: Said) -> dict[str, Any]:
     return {
         "id": named("resp", run_id),
         "object": "response",
-        "created_at": int(run_id[:13].replace("-", ""), 16) // 1000,
+        "created_at": created(run_id),
         "completed_at": None,
         "status": "in_progress",
         "error": None,
@@ -90,8 +104,8 @@ def _seconds(moment: datetime) -> int:
 def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.input_tokens,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.output_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.input_tokens + usage.output_tokens,
     }
