@@ -63,6 +63,7 @@ tests_run_on_local_processes() {
     urls | containers) return 1 ;;
   esac
   [ -z "${PARLEY_TEST_AMQP_URL:-}" ] || return 1
+  command -v docker >/dev/null || return 0
   local image
   for image in "${PARLEY_TEST_RABBITMQ_IMAGE:-rabbitmq:4-management}" "${PARLEY_TEST_MONGODB_IMAGE:-mongo:8}"; do
     docker image inspect "$image" >>"$LOG" 2>&1 || docker pull "$image" >>"$LOG" 2>&1 || return 0

@@ -111,7 +111,8 @@ async def test_program_that_was_away_while_its_run_ended_gets_run_finished_later
     async with program(house, logins.listed, "default") as running:
         finished = await running.outcome()
         if finished["type"] == "TurnAccepted":
-            # It was told of that, and left before the broker heard so: then it is told once more.
+            # Told, and killed before its acknowledgement had left: it is told once more.
+            assert finished["run"]["id"] == run_id
             finished = await running.outcome()
         assert await running.answer() == ""
     assert (finished["type"], finished["run"]["id"], finished["run"]["output"]) == ("RunFinished", run_id, script.text)

@@ -57,6 +57,8 @@ def test_lines_are_json_and_hold_no_local_variables() -> None:
 def test_log_that_cannot_be_written_stops_nobody() -> None:
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(
-            [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=full, check=True, timeout=40
+            [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=full, check=False, timeout=40
         )
     assert ended.stdout == b"done\n"
+    # 120 is what Python ends with that buffers (without PYTHONUNBUFFERED), and is left with what it could not write.
+    assert ended.returncode in (0, 120)

@@ -26,7 +26,7 @@ from tests.stack.rooms import Vhost, fresh_database, fresh_vhost
 Name = Literal["api", "conversation_store", "inference_worker"]
 
 _ROOT = Path(__file__).resolve().parents[2]
-_READY_S = 30
+_READY_S = 60
 _STOP_S = 15
 _BROKER_USERS: dict[Name, str] = {
     "api": "parley-api",
