@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.api.dialects.openai.response_events import ResponseEvents, offset_after
-from services.api.dialects.openai.response_objects import Said
+from services.api.dialects.openai.response_objects import Said, response
 from services.api.text import AppendOnlyReader, Text
 from shared.contracts.problems import Problem
+from shared.contracts.resources import Usage
 from tests.api.conftest import a_run
 from tests.cores.examples import examples
 from tests.stack.client import SseParser
@@ -68,3 +69,11 @@ def test_response_that_was_never_begun_is_told_from_its_creation_to_its_end() ->
     run = a_run(RUN_ID, status="cancelled")
     names = [event.name for event in SseParser().feed(ResponseEvents(RUN_ID, SAID, -1).ended(0, 0, run))]
     assert names == ["response.created", "response.in_progress", "response.incomplete"]
+
+
+def test_usage_tells_what_was_cached_and_what_was_only_thought() -> None:
+    counts = Usage(input_tokens=9, output_tokens=7, estimated=False, cached_tokens=4, reasoning_tokens=5)
+    told = response(a_run(RUN_ID, status="completed", usage=counts), SAID)["usage"]
+    assert told["input_tokens_details"]["cached_tokens"] == 4
+    assert told["output_tokens_details"]["reasoning_tokens"] == 5
+    assert told["total_tokens"] == 16
