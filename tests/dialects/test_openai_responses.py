@@ -250,6 +250,33 @@ async def test_repeated_request_is_one_response(client: AsyncOpenAI, tag: str) -
     assert made[0].id == made[1].id
 
 
+async def test_repeated_request_after_another_response_is_one_response(
+    client: AsyncOpenAI, house: Stack, tag: str
+) -> None:
+    answer = Script(tag=tag).text
+    first, _ = await asked_after(client, house, tag, input="One")
+    second, branch = [
+        [
+            (
+                await client.responses.create(
+                    model=Script(tag=tag).model,
+                    input=text,
+                    previous_response_id=first.id,
+                    extra_headers={"Idempotency-Key": f"{tag} {text}"},
+                )
+            ).id
+            for _ in range(2)
+        ]
+        for text in ("Two", "Other")
+    ]
+    assert second[0] == second[1]
+    assert branch[0] == branch[1]
+    _, told = await asked_after(client, house, tag, input="Three", previous_response_id=second[0])
+    assert told == ["One", answer, "Two", answer, "Three"]
+    again = await client.responses.retrieve(second[0])
+    assert "request" not in again.model_dump()
+
+
 async def test_chatbot_answers_under_its_name(
     client: AsyncOpenAI, session: aiohttp.ClientSession, house: Stack, tag: str
 ) -> None:

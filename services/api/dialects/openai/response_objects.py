@@ -5,12 +5,15 @@ from datetime import datetime
 from typing import Any
 
 import orjson
+from pydantic import JsonValue
 
 from services.api.dialects.openai.items import answer_item, is_complete, named
 from shared.contracts.resources import Run, Turn, Usage
 
 FOREIGN = "openai"
 """Under this a turn keeps what its request has said."""
+_REQUEST = "request"
+"""Under which name it keeps there by what that request is known."""
 
 _STATUS = {
     "waiting": "queued",
@@ -34,13 +37,23 @@ class Said:
     @classmethod
     def of(cls, turn: Turn) -> "Said | None":
         """What was kept with a turn; None if this API did not make it, or was told not to keep it."""
-        kept = turn.foreign.get(FOREIGN)
-        return cls(orjson.dumps(kept)) if kept is not None and kept.get("store") is True else None
+        kept = turn.foreign.get(FOREIGN, {})
+        said = {name: value for name, value in kept.items() if name != _REQUEST}
+        return cls(orjson.dumps(said)) if said.get("store") is True else None
+
+    def kept(self, request: str | None) -> dict[str, Any]:
+        """What is kept of it with a turn; request: by what it is known if it is repeated."""
+        return self.fields() if request is None else {**self.fields(), _REQUEST: request}
 
     def fields(self) -> dict[str, Any]:
         """The fields of the response that it decides."""
         fields: dict[str, Any] = orjson.loads(self.json)
         return fields
+
+
+def request_of(turn: Turn) -> JsonValue:
+    """By what the request that made the turn is known if it is repeated; None if it never is."""
+    return turn.foreign.get(FOREIGN, {}).get(_REQUEST)
 
 
 def response(run: Run, said: Said) -> dict[str, Any]:

@@ -5,8 +5,7 @@ of its own. Where something has been said after the response before it, the new 
 begins with the same words. One that is not stored stands alone, and soon is gone.
 """
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid5
 
@@ -25,7 +24,7 @@ from services.api.dialects.bodies import Lenient, end_user, invalid, make, read_
 from services.api.dialects.headers import idempotency_key
 from services.api.dialects.openai.items import id_of, named, read_input
 from services.api.dialects.openai.models import chatbot_named
-from services.api.dialects.openai.response_objects import FOREIGN, Said
+from services.api.dialects.openai.response_objects import FOREIGN, Said, request_of
 from services.api.dialects.openai.response_replies import ResponseReply
 from services.api.dialects.openai.stored_responses import stored, unknown
 from shared.contracts.base import Request
@@ -39,6 +38,8 @@ DEADLINE_S = 600
 """As long as OpenAI's own clients wait."""
 MESSAGES_MAX = 100
 """So many a turn may have."""
+CONTEXT_MAX = 1_000
+"""So many messages a turn may be told that were said before."""
 REPEATED_CHARACTERS = 8_000
 """Instructions that are longer are followed, and are not given back with the response."""
 
@@ -107,7 +108,7 @@ def _create(call: Incoming, wanted: _Wanted, messages: tuple[InputMessage, ...])
         max_tokens=wanted.max_output_tokens,
         instructions=wanted.instructions or None,
         metadata=wanted.metadata or {},
-        foreign={FOREIGN: orjson.loads(said.json)},
+        foreign={FOREIGN: said.kept(_id_of_key(call))},
         passthrough=_passthrough(wanted),
         idempotency_key=idempotency_key(call),
         end_user=end_user(wanted.user),
@@ -133,11 +134,11 @@ def _place(call: Incoming, wanted: _Wanted, chatbot_id: str | None) -> Generator
     before, _ = yield from stored(call.tenant, wanted.previous_response_id, "Previous response with id")
     if before.run.conversation_id is None:
         raise unknown(wanted.previous_response_id, "Previous response with id")
-    history = yield from _until(call.tenant, before.run.conversation_id, before.run.id)
     if not wanted.is_stored:
-        return {"chatbot_id": chatbot_id, "context": _words(history.turns)}
-    if history.is_whole:
+        return {"chatbot_id": chatbot_id, "context": (yield from _said_until(call.tenant, before, CONTEXT_MAX))}
+    if (yield from _is_next(call, before)):
         return {"conversation_id": before.run.conversation_id, "chatbot_id": chatbot_id}
+    said = yield from _said_until(call.tenant, before, MESSAGES_MAX)
     branch = _own_conversation(call)
     yield from asking(
         CreateConversation(conversation_id=branch, tenant=call.tenant, chatbot_id=chatbot_id, title=None, metadata={})
@@ -148,48 +149,64 @@ def _place(call: Incoming, wanted: _Wanted, chatbot_id: str | None) -> Generator
             run_id=str(uuid5(UUID(branch), "what was said before")),
             tenant=call.tenant,
             conversation_id=branch,
-            messages=_words(history.turns)[-MESSAGES_MAX:],
+            messages=said,
         )
     )
     return {"conversation_id": branch}
 
 
-@dataclass(frozen=True, slots=True)
-class _History:
-    """The turns of a conversation up to one of them. is_whole: nothing was said after that."""
-
-    turns: Sequence[Turn]
-    is_whole: bool
-
-
-def _until(tenant: str, conversation_id: str, run_id: str) -> Generator[Request[Any], Any, _History]:
-    turns: list[Turn] = []
-    cursor: str | None = None
-    while True:
-        page = yield from asking(
-            ListTurns(tenant=tenant, conversation_id=conversation_id, order="asc", limit=PAGE_LIMIT_MAX, cursor=cursor)
+def _is_next(call: Incoming, before: Turn) -> Generator[Request[Any], Any, bool]:
+    """Whether what is asked for comes next after that turn: nothing was said after it, or this very response was."""
+    after = yield from asking(
+        ListTurns(
+            tenant=call.tenant,
+            conversation_id=before.run.conversation_id or "",
+            order="asc",
+            limit=1,
+            start=(before.number or 0) + 1,
         )
-        for n, turn in enumerate(page.data):
-            turns.append(turn)
-            if turn.run.id == run_id:
-                return _History(turns, page.next_cursor is None and n + 1 == len(page.data))
-        if (cursor := page.next_cursor) is None:
-            raise refused("not_found", "The previous response is not there any more.")
+    )
+    key = _id_of_key(call)
+    return not after.data or (key is not None and request_of(after.data[0]) == key)
 
 
-def _words(turns: Sequence[Turn]) -> tuple[InputMessage, ...]:
-    words: list[InputMessage] = []
-    for turn in turns:
-        words += turn.input
-        if (turn.run.output or "").strip():
-            words.append(InputMessage.model_construct(role="assistant", content=turn.run.output or ""))
-    return tuple(words)
+def _said_until(tenant: str, last: Turn, at_most: int) -> Generator[Request[Any], Any, tuple[InputMessage, ...]]:
+    """What was said in a conversation up to a turn of it: the last messages, so many at most."""
+    request = ListTurns(
+        tenant=tenant,
+        conversation_id=last.run.conversation_id or "",
+        order="desc",
+        limit=min(at_most, PAGE_LIMIT_MAX),
+        start=last.number,
+    )
+    newest_first: list[InputMessage] = []
+    page = yield from asking(request)
+    if not page.data or page.data[0].run.id != last.run.id:
+        raise refused("not_found", "The previous response is not there any more.")
+    while True:
+        for turn in page.data:
+            newest_first += reversed(_words(turn))
+        if page.next_cursor is None or len(newest_first) >= at_most:
+            return tuple(reversed(newest_first[:at_most]))
+        page = yield from asking(request.model_copy(update={"start": None, "cursor": page.next_cursor}))
+
+
+def _words(turn: Turn) -> list[InputMessage]:
+    words = list(turn.input)
+    if (turn.run.output or "").strip():
+        words.append(InputMessage.model_construct(role="assistant", content=turn.run.output or ""))
+    return words
 
 
 def _own_conversation(call: Incoming) -> str:
     """The id of the conversation that this request makes: the same one if it is repeated by its key."""
+    return _id_of_key(call) or call.fresh_id
+
+
+def _id_of_key(call: Incoming) -> str | None:
+    """By what a turn is known to have been made by a request with this key; None if it has none."""
     key = idempotency_key(call)
-    return call.fresh_id if key is None else str(uuid5(UUID(int=0), f"{call.tenant}\n{key}"))
+    return None if key is None else str(uuid5(UUID(int=0), f"{call.tenant}\n{key}"))
 
 
 def conversation_id(given: JsonValue) -> str:
