@@ -20,6 +20,7 @@ from tests.conversation_store.making import (
     create_chatbot,
     create_conversation,
     finish_run,
+    record_turn,
     submit_turn,
 )
 from tests.conversation_store.test_accounts import made_tenant, problem
@@ -129,6 +130,8 @@ async def test_a_tenant_is_told_what_it_has_and_has_used_today(around: Surroundi
         )
     await answered(around, submit_turn(tenant=tenant.id), "Hi")
     await around.api.call(submit_turn(tenant=tenant.id))
+    conversation = await around.api.call(create_conversation(tenant=tenant.id))
+    await around.api.call(record_turn(conversation.id, "Nobody was asked", tenant=tenant.id))
     now = await around.api.call(asked)
     assert (now.chatbots, now.sources, now.active_runs, now.runs_today, now.tokens_today) == (2, 3, 1, 1, 8)
     other = (await around.api.call(GetTenant(tenant=TENANT))).model_dump(exclude={"tenant"})

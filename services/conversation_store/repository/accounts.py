@@ -223,7 +223,7 @@ class Accounts:
 
     async def used_since(self, tenant: str, key_id: str | None, since: datetime) -> tuple[int, int]:
         """How many runs of a tenant, or of one of its keys, have ended since then, and their tokens."""
-        ended: Document = {"tenant": tenant, "finished_at": {"$gte": since}}
+        ended: Document = {"tenant": tenant, "finished_at": {"$gte": since}, "recorded": None}
         if key_id is not None:
             ended["key_id"] = key_id
         total: Document = {

@@ -99,7 +99,7 @@ class Beginnings:
     async def _read(self, batch: Sequence[_Wanted]) -> list[Beginning | None]:
         found: dict[_Wanted, Beginning] = {}
         with asking():
-            # All callers have the same bounds, so this is one read.
+            # All who submit turns have the same bounds, so this is one read, or two with those who record some.
             for limit, longest in {(wanted.limit, wanted.longest) for wanted in batch}:
                 ids = {wanted.conversation_id for wanted in batch if (wanted.limit, wanted.longest) == (limit, longest)}
                 rows = self._conversations.aggregate(_last_turns(sorted(ids), limit, longest))
