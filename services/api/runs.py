@@ -10,7 +10,7 @@ import structlog
 from aiohttp import web
 
 from services.api.calls import Call
-from services.api.dialects import Answer, Follow, Position, Submit
+from services.api.dialects import Answer, Follow, Position, Submit, is_whole
 from services.api.responses import CutOff, EventStream
 from services.api.served import ServedRun
 from services.api.streams import Streams
@@ -30,8 +30,6 @@ END_MARGIN_S = 15.0
 """How long after its deadline a run's end is waited for: enough to notice a silence and to ask the store."""
 FIRST_WORD_S = 10.0
 """How long the status line of a stream that cannot be resumed waits for the first text."""
-WHOLE = frozenset({"completed", "cancelled"})
-"""A run that ends so has all the text that it will ever have, and nothing has failed."""
 CANCEL_PATIENCE_S = 60.0
 """How long it is tried to cancel a run whose client has left."""
 
@@ -153,7 +151,7 @@ class Runs:
             # The status line is out: all that can be said is that the connection is no good.
             log.exception("stream failed", request_id=call.asked.request_id, run_id=run.run_id)
             raise _broken_off(request, "stream failed") from None
-        if reply.breaks_off and not (reader.over and run.ended is not None and run.ended.status in WHOLE):
+        if reply.breaks_off and not (reader.over and run.ended is not None and is_whole(run.ended)):
             raise _broken_off(request, "the answer is not whole")
         await response.write_eof()
         return response

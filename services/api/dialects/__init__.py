@@ -203,6 +203,11 @@ class Dialect(Protocol):
         """A refusal."""
 
 
+def is_whole(run: Run) -> bool:
+    """The run has all the text that it will ever have, and nothing has failed."""
+    return run.status in {"completed", "cancelled"}
+
+
 def failure_of(run: Run) -> Problem:
     """Why a run that is over has no answer, or only a part of one."""
     if run.error is None:

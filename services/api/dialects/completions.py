@@ -6,14 +6,12 @@ from typing import Any
 
 import orjson
 
-from services.api.dialects import failure_of, sse
+from services.api.dialects import failure_of, is_whole, sse
 from services.api.dialects.lines import Choice, choices_of, unfinished, whole_lines
 from shared.contracts.problems import Problem
 from shared.contracts.resources import Run, Usage
 
 DONE = b"data: [DONE]\n\n"
-
-_WHOLE = frozenset({"completed", "cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +36,6 @@ def completion_id(run_id: str) -> str:
 def created(run_id: str) -> int:
     """When the run was made, in seconds; its id says so."""
     return int(run_id[:13].replace("-", ""), 16) // 1000
-
-
-def is_whole(run: Run) -> bool:
-    """The run has all the text that it will ever have, and nothing has failed."""
-    return run.status in _WHOLE
 
 
 def whole(run: Run, completion: Completion) -> dict[str, Any]:

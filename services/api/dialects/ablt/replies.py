@@ -5,14 +5,11 @@ from json.encoder import encode_basestring_ascii
 
 import orjson
 
-from services.api.dialects import Answer, Asked, Events, failure_of, sse
+from services.api.dialects import Answer, Asked, Events, failure_of, is_whole, sse
 from services.api.dialects.ablt.refusals import refusal
 from services.api.dialects.ablt.validation import JSON
 from shared.contracts.problems import Problem
 from shared.contracts.resources import Run
-
-ANSWERED = frozenset({"completed", "cancelled"})
-"""A run that ends so has all the text that it will ever have."""
 
 STREAM_HEADERS = {**sse.HEADERS, "Content-Type": "text/event-stream; charset=utf-8"}
 
@@ -40,7 +37,7 @@ class AbltEvents:
 
     def ended(self, attempt: int, length: int, run: Run) -> bytes:
         """`[DONE]`, unless the answer is not whole."""
-        return b"data: [DONE]\n\n" if run.status in ANSWERED else _failed(failure_of(run))
+        return b"data: [DONE]\n\n" if is_whole(run) else _failed(failure_of(run))
 
     def broken(self, attempt: int, offset: int, problem: Problem) -> bytes:
         """Why the stream ends without `[DONE]`."""
@@ -72,7 +69,7 @@ class AbltReply:
 
     def finished(self, run: Run, asked: Asked) -> Answer:
         """The whole answer, or why there is none."""
-        if run.status not in ANSWERED:
+        if not is_whole(run):
             return refusal(failure_of(run), asked)
         return Answer(200, orjson.dumps({"content": run.output or ""}), JSON)
 

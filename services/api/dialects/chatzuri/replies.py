@@ -5,16 +5,13 @@ from typing import Literal
 
 import orjson
 
-from services.api.dialects import Answer, Asked, Events, failure_of, sse
+from services.api.dialects import Answer, Asked, Events, failure_of, is_whole, sse
 from services.api.dialects.chatzuri.refusals import refusal
 from services.api.dialects.chatzuri.resources import answer
 from shared.contracts.problems import Problem
 from shared.contracts.resources import Run
 
 StreamFormat = Literal["sse", "text"]
-
-ANSWERED = frozenset({"completed", "cancelled"})
-"""A run that ends so has all the text that it will ever have."""
 
 _SSE_HEADERS = {**sse.HEADERS, "Content-Type": "text/event-stream; charset=utf-8"}
 _TEXT_HEADERS = {**sse.HEADERS, "Content-Type": "text/plain; charset=utf-8"}
@@ -39,7 +36,7 @@ class SseEvents:
 
     def ended(self, attempt: int, length: int, run: Run) -> bytes:
         """`[DONE]`, or what went wrong."""
-        return b"data: [DONE]\n\n" if run.status in ANSWERED else self.broken(attempt, length, failure_of(run))
+        return b"data: [DONE]\n\n" if is_whole(run) else self.broken(attempt, length, failure_of(run))
 
     def broken(self, attempt: int, offset: int, problem: Problem) -> bytes:
         """A message, as with any other failure; no `[DONE]` comes after it."""
@@ -111,7 +108,7 @@ class ChatzuriReply:
 
     def finished(self, run: Run, asked: Asked) -> Answer:
         """The whole answer, or why there is none."""
-        if run.status not in ANSWERED:
+        if not is_whole(run):
             return refusal(failure_of(run), asked)
         return answer({"text": run.output or ""})
 

@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 from pydantic import JsonValue
 
-from services.api.dialects import Answer, Asked, Endpoint, Events, Incoming, Steps, Submit, failure_of
+from services.api.dialects import Answer, Asked, Endpoint, Events, Incoming, Steps, Submit, failure_of, is_whole
 from services.api.dialects.bodies import Lenient, invalid, make
-from services.api.dialects.completions import Completion, CompletionEvents, is_whole, whole
+from services.api.dialects.completions import Completion, CompletionEvents, whole
 from services.api.dialects.customgpt.messages import end_user, external_id_of, ruled, source_rule
 from services.api.dialects.customgpt.problems import STATUS, message_of, refusal, unsupported
 from services.api.dialects.customgpt.replies import STREAM_HEADERS

@@ -2,7 +2,7 @@
 
 import orjson
 
-from services.api.dialects import failure_of, sse
+from services.api.dialects import failure_of, is_whole, sse
 from services.api.dialects.customgpt.problems import message_of
 from services.api.dialects.customgpt.resources import cited, time
 from shared.contracts.problems import Problem
@@ -35,7 +35,7 @@ class MessageEvents:
 
     def ended(self, attempt: int, length: int, run: Run) -> bytes:
         """`finish` with the message's number, or `error` for a run that failed or was cut."""
-        if run.status not in {"completed", "cancelled"}:
+        if not is_whole(run):
             return _error(failure_of(run))
         return (
             b"event: finish\n"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.api.dialects import Answer, Asked, Events, failure_of, sse
+from services.api.dialects import Answer, Asked, Events, failure_of, is_whole, sse
 from services.api.dialects.customgpt.events import MessageEvents
 from services.api.dialects.customgpt.problems import refusal
 from services.api.dialects.customgpt.resources import message, success
@@ -37,7 +37,7 @@ class MessageReply:
 
     def finished(self, run: Run, asked: Asked) -> Answer:
         """The message with its answer; a refusal if there is none, or a part of one."""
-        if run.status not in {"completed", "cancelled"}:
+        if not is_whole(run):
             return refusal(failure_of(run), asked.url)
         return self._message(run)
 

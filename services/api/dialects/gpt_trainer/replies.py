@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from services.api.dialects import Answer, Asked, Events, failure_of
+from services.api.dialects import Answer, Asked, Events, failure_of, is_whole
 from services.api.dialects.gpt_trainer.problems import refusal
 from services.api.dialects.gpt_trainer.resources import answer, success
 from shared.contracts.problems import Problem
@@ -66,7 +66,7 @@ class TextReply:
 
     def finished(self, run: Run, asked: Asked) -> Answer:
         """`{"response": "<the answer>"}`, or why there is none that is whole."""
-        if run.status in {"failed", "incomplete"}:
+        if not is_whole(run):
             return refusal(failure_of(run))
         return answer({"response": run.output or ""})
 

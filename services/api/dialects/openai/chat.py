@@ -17,10 +17,11 @@ from services.api.dialects import (
     Steps,
     Submit,
     failure_of,
+    is_whole,
     sse,
 )
 from services.api.dialects.bodies import end_user, invalid, make, read_body
-from services.api.dialects.completions import Completion, CompletionEvents, is_whole, whole
+from services.api.dialects.completions import Completion, CompletionEvents, whole
 from services.api.dialects.headers import idempotency_key
 from services.api.dialects.openai import web_ui
 from services.api.dialects.openai.answers import error, error_event

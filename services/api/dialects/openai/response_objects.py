@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from pydantic import JsonValue
 
+from services.api.dialects.completions import created
 from services.api.dialects.openai.items import answer_item, is_complete, named
 from shared.contracts.resources import Run, Turn, Usage
 
@@ -82,7 +83,7 @@ def begun(run_id: str, said: Said) -> dict[str, Any]:
     return {
         "id": named("resp", run_id),
         "object": "response",
-        "created_at": int(run_id[:13].replace("-", ""), 16) // 1000,
+        "created_at": created(run_id),
         "completed_at": None,
         "status": "in_progress",
         "error": None,

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-from services.api.dialects import Answer, Asked, Events, failure_of, sse
+from services.api.dialects import Answer, Asked, Events, failure_of, is_whole, sse
 from services.api.dialects.openai.answers import error, ok
 from services.api.dialects.openai.response_events import ResponseEvents
 from services.api.dialects.openai.response_objects import Said, response
 from shared.contracts.resources import Run
-
-_FAILED = frozenset({"failed", "incomplete"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class ResponseReply:
 
     def finished(self, run: Run, asked: Asked) -> Answer:
         """The response with its whole output, or why there is none."""
-        return error(failure_of(run)) if run.status in _FAILED else self._told(run)
+        return self._told(run) if is_whole(run) else error(failure_of(run))
 
     def events(self, run_id: str) -> Events:
         """Typed events."""
