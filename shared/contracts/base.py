@@ -1,5 +1,6 @@
 """What every contract is made of: the base models, and the field types that several of them use."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Generic, Self, TypeVar
 
@@ -12,6 +13,8 @@ from pydantic import (
     StringConstraints,
     model_serializer,
 )
+
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 INT64_MAX = 2**63 - 1
 METADATA_MAX_DEPTH = 8
@@ -122,13 +125,18 @@ def _printable(text: str) -> str:
     return text
 
 
+def is_id(text: str) -> bool:
+    """It is written like an id, whatever of."""
+    return _ID.fullmatch(text) is not None
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
     return text
 
 
-Id = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")]
+Id = Annotated[str, StringConstraints(pattern=f"^{_ID.pattern}$")]
 """A UUID in its usual lower-case form; Parley makes version 7."""
 
 TenantId = Annotated[str, StringConstraints(min_length=1, max_length=TENANT_MAX_CHARACTERS)]

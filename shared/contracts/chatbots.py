@@ -18,6 +18,7 @@ from shared.contracts.base import (
     TenantId,
     Text,
     Time,
+    is_id,
 )
 from shared.contracts.store import Done, Order, PageLimit, Skip
 
@@ -27,7 +28,6 @@ INSTRUCTIONS_MAX_CHARACTERS = 32_000
 REFERENCE_MAX_CHARACTERS = 151
 FOREIGN_KEYS_MAX = 200
 
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _FOREIGN_KEY = re.compile(r"[a-z0-9_]{1,50}:[A-Za-z0-9_-]{1,100}")
 
@@ -52,7 +52,7 @@ def is_foreign_key(reference: str) -> bool:
 
 def looks_like_another_reference(slug: str) -> bool:
     """It would be taken for an id or for a number."""
-    return _ID.fullmatch(slug) is not None or (slug.isascii() and slug.isdecimal())
+    return is_id(slug) or (slug.isascii() and slug.isdecimal())
 
 
 def _is_slug(slug: str) -> str:
@@ -88,8 +88,8 @@ def _are_distinct(keys: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _is_reference(reference: str) -> str:
-    forms = (_ID, _NUMBER, _FOREIGN_KEY)
-    if not (any(form.fullmatch(reference) for form in forms) or reference == slug_of(reference)):
+    is_named = is_id(reference) or any(form.fullmatch(reference) for form in (_NUMBER, _FOREIGN_KEY))
+    if not (is_named or reference == slug_of(reference)):
         raise ValueError("must be the id, the number, the slug or a foreign key of a chatbot")
     return reference
 

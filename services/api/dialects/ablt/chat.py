@@ -1,6 +1,5 @@
 """Chats with a bot: what was said before is in the request, and nothing is kept as a conversation."""
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from services.api.dialects.ablt.replies import AbltReply
 from services.api.dialects.ablt.validation import Loose, as_text, entry, read, unprocessable
 from services.api.dialects.bodies import Lenient, make
 from services.api.dialects.headers import idempotency_key
-from shared.contracts.base import TEXT_MAX_CHARACTERS, EndUser
+from shared.contracts.base import TEXT_MAX_CHARACTERS, EndUser, is_id
 from shared.contracts.chatbots import GetChatbot, Slug
 from shared.contracts.problems import refused
 from shared.contracts.resources import InputMessage, Role
@@ -23,7 +22,6 @@ MESSAGES_MAX = 999
 WORDS_MAX = 100_000
 LANGUAGE_MAX_CHARACTERS = 100
 
-_UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _SLUG: TypeAdapter[str] = TypeAdapter(Slug)
 
 _Name = Annotated[str, Loose]
@@ -78,7 +76,7 @@ def _chat(call: Incoming) -> Command:
     if not body.bot_uid:
         return _of_slug(body.bot_slug or "", turn, stream=body.stream)
     uid = body.bot_uid.lower()
-    if not _UID.fullmatch(uid):
+    if not is_id(uid):
         raise refused("not_found", "There is no such bot.")
     return _submit(uid, turn, stream=body.stream)
 

@@ -8,11 +8,11 @@ from pydantic import Field, JsonValue, StringConstraints
 
 from services.api.dialects import Command, Endpoint, Incoming, Steps, Submit, asking
 from services.api.dialects.bodies import Lenient, invalid, make, read_body
-from services.api.dialects.chatzuri.ids import is_id, reference
+from services.api.dialects.chatzuri.ids import reference
 from services.api.dialects.chatzuri.replies import ChatzuriReply, StreamFormat
 from services.api.dialects.chatzuri.resources import DIALECT, PREFIX, OfChatbot, OrEmpty, chatbot_of, kept
 from services.api.dialects.headers import idempotency_key
-from shared.contracts.base import TEXT_MAX_CHARACTERS, ForeignId, ModelName
+from shared.contracts.base import TEXT_MAX_CHARACTERS, ForeignId, ModelName, is_id
 from shared.contracts.problems import FieldError
 from shared.contracts.resources import InputMessage, Role
 from shared.contracts.store import ConversationChanges, CreateConversation, SubmitTurn, UpdateConversation

@@ -6,11 +6,11 @@ from uuid import RFC_4122, UUID
 
 from pydantic import TypeAdapter, ValidationError
 
+from shared.contracts.base import is_id
 from shared.contracts.chatbots import ChatbotReference
 from shared.contracts.problems import refused
 
 _REFERENCE: TypeAdapter[str] = TypeAdapter(ChatbotReference)
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 # Of the 128 bits of a UUIDv7, 6 are the same in all. The 122 others fit into the 126 of 21 characters; the first of
 # these is therefore a capital letter, which no slug has.
 _SHORT = re.compile(r"[A-D][A-Za-z0-9_-]{20}")
@@ -39,14 +39,9 @@ def reference(text: str) -> str:
         high, middle = number >> _MIDDLE_BITS + _LOW_BITS, _low(number >> _LOW_BITS, _MIDDLE_BITS)
         return str(UUID(int=high << 80 | 7 << 76 | middle << 64 | 2 << 62 | _low(number, _LOW_BITS)))
     try:
-        return _REFERENCE.validate_python(text.lower() if _UUID.fullmatch(text.lower()) else text)
+        return _REFERENCE.validate_python(text.lower() if is_id(text.lower()) else text)
     except ValidationError:
         raise refused("not_found", "There is no such chatbot.") from None
-
-
-def is_id(reference: str) -> bool:
-    """It is an id, and no number or slug that the store would have to look up."""
-    return _UUID.fullmatch(reference) is not None
 
 
 def _low(number: int, bits: int) -> int:

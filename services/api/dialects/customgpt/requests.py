@@ -12,7 +12,7 @@ from services.api.dialects import Incoming, asking
 from services.api.dialects.bodies import invalid, make, read_body
 from services.api.dialects.forms import Part, is_form, read_form
 from shared.contracts.accounts import UsagePage
-from shared.contracts.base import Request
+from shared.contracts.base import Request, is_id
 from shared.contracts.chatbots import Chatbot, ChatbotPage, GetChatbot
 from shared.contracts.problems import FieldError, ServiceError, refused
 from shared.contracts.resources import Conversation, ConversationPage, TurnPage
@@ -27,7 +27,6 @@ SKIP_MAX = 100_000
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,30}", re.ASCII)
 _NUMBER_MAX = 2**31
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _LIST_FIELD = re.compile(r"(\w+)\[[0-9]*\]", re.ASCII)
 _TRUE = frozenset({"1", "true", "on", "yes"})
 
@@ -185,7 +184,7 @@ def the_conversation(call: Incoming, chatbot: Chatbot) -> Asking[Conversation]:
     """The conversation with that chatbot which the path names by its session."""
     session = call.path["session"].lower()
     missing = f"Conversation with session id {call.path['session']} not found"
-    if not _UUID.fullmatch(session):
+    if not is_id(session):
         raise refused("not_found", missing)
     try:
         found = yield from asking(GetConversation(tenant=call.tenant, conversation_id=session))

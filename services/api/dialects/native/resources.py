@@ -1,13 +1,12 @@
 """What the endpoints of all native resources share: paths, pages, and how a resource becomes an answer."""
 
-import re
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from services.api.dialects import Answer, Incoming
 from services.api.dialects.bodies import Query
-from shared.contracts.base import Contract
+from shared.contracts.base import Contract, is_id
 from shared.contracts.chatbots import ChatbotReference
 from shared.contracts.problems import refused
 from shared.contracts.resources import Run
@@ -33,7 +32,6 @@ _FOREIGN_OF_RESOURCE: dict[str, Any] = {
 }
 _FOREIGN: dict[str, Any] = {**_FOREIGN_OF_RESOURCE, "total": True, "data": {"__all__": _FOREIGN_OF_RESOURCE}}
 _REFERENCE: TypeAdapter[str] = TypeAdapter(ChatbotReference)
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 class PageQuery(Query):
@@ -66,7 +64,7 @@ def native_json(reply: Contract) -> bytes:
 def path_id(call: Incoming, what: str, variable: str = "id") -> str:
     """The id in the path. What is no id cannot be the id of anything."""
     text = call.path[variable].lower()
-    if not _UUID.fullmatch(text):
+    if not is_id(text):
         raise refused("not_found", f"There is no such {what}.")
     return text
 
@@ -75,7 +73,7 @@ def path_chatbot(call: Incoming) -> str:
     """The id, number or slug in the path. What is none of them cannot name any chatbot."""
     text = call.path["id"]
     try:
-        return _REFERENCE.validate_python(text.lower() if _UUID.fullmatch(text.lower()) else text)
+        return _REFERENCE.validate_python(text.lower() if is_id(text.lower()) else text)
     except ValidationError:
         raise refused("not_found", "There is no such chatbot.") from None
 

@@ -1,6 +1,5 @@
 """Chat completions: what a request says, where its turn belongs, and how the answer is told."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from services.api.dialects.openai import web_ui
 from services.api.dialects.openai.answers import error, error_event
 from services.api.dialects.openai.models import chatbot_named
 from services.api.dialects.openai.prompts import Message, Prompt, last_words, read_prompt
+from shared.contracts.base import is_id
 from shared.contracts.passthrough import Passthrough
 from shared.contracts.problems import FieldError, refused
 from shared.contracts.resources import InputMessage, Run
@@ -45,8 +45,6 @@ _PASSED = frozenset({
     "top_k", "top_logprobs", "top_p", "verbosity", "web_search_options",
 })  # fmt: skip
 """What the model server is told as it came. All else is left out: clients send much that no server needs."""
-
-_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 _MORE_THAN_TEXT = ("audio", "functions", "logprobs", "reasoning", "reasoning_effort", "tools", "web_search_options")
 """If one of these is asked for, the answer may be more than one text."""
@@ -140,7 +138,7 @@ def _in_conversation(call: Incoming, wanted: _Wanted, prompt: Prompt, conversati
     if (place := _beyond_text(wanted)) is not None:
         raise invalid(FieldError(path=f"/{place}", message="cannot be asked for in a conversation"))
     conversation_id = conversation_id.lower()
-    if not _ID.fullmatch(conversation_id):
+    if not is_id(conversation_id):
         raise refused("not_found", "There is no such conversation.")
     chatbot = yield from chatbot_named(call.tenant, wanted.model)
     turn = _turn(
