@@ -17,8 +17,8 @@ from services.api import http as http_module
 from services.api.auth import Keys
 from services.api.dialects import Endpoint
 from services.api.dialects.native import Native
-from services.api.dialects.native.problems import STATUS
 from services.api.dialects.native.resources import PREFIX, native_json
+from services.api.dialects.statuses import STATUS
 from services.api.runs import Runs
 from shared.contracts.chatbots import Chatbot, ChatbotPage, GetChatbot, ListChatbots
 from shared.contracts.problems import refused

@@ -11,9 +11,9 @@ from multidict import CIMultiDict
 from services.api.dialects import Ask, Command, Follow, Incoming, Position, Submit
 from services.api.dialects.native import Native
 from services.api.dialects.native.events import NativeEvents
-from services.api.dialects.native.problems import STATUS
 from services.api.dialects.native.replies import NativeReply
 from services.api.dialects.native.resources import PREFIX, answer
+from services.api.dialects.statuses import STATUS
 from shared.contracts.events import MessageDelta, RunStarted
 from shared.contracts.problems import ERROR_CODES, ServiceError
 from shared.contracts.resources import Citation, Conversation, ConversationMessage, ConversationPage, MessagePage

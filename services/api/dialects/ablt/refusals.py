@@ -6,31 +6,10 @@ import orjson
 
 from services.api.dialects import Answer, Asked
 from services.api.dialects.ablt.validation import JSON, Entry, entry, unprocessable
-from shared.contracts.problems import ErrorCode, FieldError, Problem
+from services.api.dialects.statuses import STATUS
+from shared.contracts.problems import FieldError, Problem
 
 CHAT_PATH = "/v1/chat"
-
-STATUS: dict[ErrorCode, int] = {
-    "invalid_json": 400,
-    "invalid_cursor": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "conversation_busy": 409,
-    "slug_taken": 409,
-    "too_large": 413,
-    "unsupported_type": 415,
-    "invalid_request": 422,
-    "idempotency_mismatch": 422,
-    "rate_limited": 429,
-    "internal": 500,
-    "provider_refused": 502,
-    "provider_error": 502,
-    "overloaded": 503,
-    "unavailable": 503,
-    "deadline_exceeded": 504,
-}
 
 
 def refusal(problem: Problem, asked: Asked) -> Answer:

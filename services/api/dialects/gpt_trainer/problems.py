@@ -5,30 +5,10 @@ from collections.abc import Mapping
 
 import orjson
 
-from services.api.dialects import Answer
+from services.api.dialects import Answer, statuses
 from shared.contracts.problems import ErrorCode, Problem
 
-STATUS: Mapping[ErrorCode, int] = {
-    "invalid_json": 400,
-    "invalid_cursor": 400,
-    "invalid_request": 400,
-    "unsupported_type": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "conversation_busy": 409,
-    "slug_taken": 409,
-    "too_large": 413,
-    "idempotency_mismatch": 422,
-    "rate_limited": 429,
-    "internal": 500,
-    "provider_refused": 502,
-    "provider_error": 502,
-    "overloaded": 503,
-    "unavailable": 503,
-    "deadline_exceeded": 504,
-}
+STATUS: Mapping[ErrorCode, int] = {**statuses.STATUS, "invalid_request": 400, "unsupported_type": 400}
 
 ERRORS_SHOWN = 5
 
