@@ -244,6 +244,19 @@ async def test_response_after_another_one_knows_what_was_said(client: AsyncOpenA
     assert told == ["One", answer, "Two", answer, "Aside"]
 
 
+async def test_branch_of_a_long_conversation_knows_what_was_said_last(
+    client: AsyncOpenAI, house: Stack, tag: str
+) -> None:
+    items: Any = [{"role": "user", "content": f"Fact {n}"} for n in range(20)]
+    conversation = await client.conversations.create(items=items)
+    for _ in range(2):
+        await client.conversations.items.create(conversation.id, items=items)
+    first, _ = await asked_after(client, house, tag, input="One", conversation=conversation.id)
+    await asked_after(client, house, tag, input="Two", conversation=conversation.id)
+    _, told = await asked_after(client, house, tag, input="Other", previous_response_id=first.id)
+    assert told[-4:] == ["Fact 19", "One", Script(tag=tag).text, "Other"]
+
+
 async def test_repeated_request_is_one_response(client: AsyncOpenAI, tag: str) -> None:
     headers = {"Idempotency-Key": tag}
     made = [await client.responses.create(model=ANSWER.model, input="Hello", extra_headers=headers) for _ in range(2)]

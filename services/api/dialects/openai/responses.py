@@ -5,7 +5,7 @@ of its own. Where something has been said after the response before it, the new 
 begins with the same words. One that is not stored stands alone, and soon is gone.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid5
 
@@ -27,7 +27,7 @@ from services.api.dialects.openai.models import chatbot_named
 from services.api.dialects.openai.response_objects import FOREIGN, Said, request_of
 from services.api.dialects.openai.response_replies import ResponseReply
 from services.api.dialects.openai.stored_responses import stored, unknown
-from shared.contracts.base import Request
+from shared.contracts.base import TEXT_MAX_CHARACTERS, Request
 from shared.contracts.passthrough import Passthrough
 from shared.contracts.problems import FieldError, refused
 from shared.contracts.resources import InputMessage, Turn
@@ -36,8 +36,8 @@ from shared.contracts.turns import ListTurns, RecordTurn
 
 DEADLINE_S = 600
 """As long as OpenAI's own clients wait."""
-MESSAGES_MAX = 100
-"""So many a turn may have."""
+BRANCH_TURNS_MAX = 50
+"""So many turns a branch begins with: more than a prompt tells unless it is set otherwise."""
 CONTEXT_MAX = 1_000
 """So many messages a turn may be told that were said before."""
 REPEATED_CHARACTERS = 8_000
@@ -135,23 +135,28 @@ def _place(call: Incoming, wanted: _Wanted, chatbot_id: str | None) -> Generator
     if before.run.conversation_id is None:
         raise unknown(wanted.previous_response_id, "Previous response with id")
     if not wanted.is_stored:
-        return {"chatbot_id": chatbot_id, "context": (yield from _said_until(call.tenant, before, CONTEXT_MAX))}
+        turns = yield from _turns_until(call.tenant, before, CONTEXT_MAX)
+        words = [message for turn in turns for message in _words(turn)]
+        return {"chatbot_id": chatbot_id, "context": words[-CONTEXT_MAX:]}
     if (yield from _is_next(call, before)):
         return {"conversation_id": before.run.conversation_id, "chatbot_id": chatbot_id}
-    said = yield from _said_until(call.tenant, before, MESSAGES_MAX)
+    turns = yield from _turns_until(call.tenant, before, BRANCH_TURNS_MAX)
     branch = _own_conversation(call)
     yield from asking(
         CreateConversation(conversation_id=branch, tenant=call.tenant, chatbot_id=chatbot_id, title=None, metadata={})
     )
-    yield from asking(
-        RecordTurn(
-            # Of this conversation there is one such turn, however often it is asked for.
-            run_id=str(uuid5(UUID(branch), "what was said before")),
-            tenant=call.tenant,
-            conversation_id=branch,
-            messages=said,
+    for turn in turns:
+        # Each by itself: a prompt tells as many turns as it has room for, and none of one that is too long.
+        yield from asking(
+            RecordTurn(
+                # Of this conversation there is one such turn, however often it is asked for.
+                run_id=str(uuid5(UUID(branch), turn.run.id)),
+                tenant=call.tenant,
+                conversation_id=branch,
+                messages=turn.input,
+                answer=_answer(turn),
+            )
         )
-    )
     return {"conversation_id": branch}
 
 
@@ -170,8 +175,8 @@ def _is_next(call: Incoming, before: Turn) -> Generator[Request[Any], Any, bool]
     return not after.data or (key is not None and request_of(after.data[0]) == key)
 
 
-def _said_until(tenant: str, last: Turn, at_most: int) -> Generator[Request[Any], Any, tuple[InputMessage, ...]]:
-    """What was said in a conversation up to a turn of it: the last messages, so many at most."""
+def _turns_until(tenant: str, last: Turn, at_most: int) -> Generator[Request[Any], Any, Sequence[Turn]]:
+    """The last turns of a conversation up to one of them, so many at most."""
     request = ListTurns(
         tenant=tenant,
         conversation_id=last.run.conversation_id or "",
@@ -179,23 +184,25 @@ def _said_until(tenant: str, last: Turn, at_most: int) -> Generator[Request[Any]
         limit=min(at_most, PAGE_LIMIT_MAX),
         start=last.number,
     )
-    newest_first: list[InputMessage] = []
     page = yield from asking(request)
-    if not page.data or page.data[0].run.id != last.run.id:
+    newest_first = list(page.data)
+    if not newest_first or newest_first[0].run.id != last.run.id:
         raise refused("not_found", "The previous response is not there any more.")
-    while True:
-        for turn in page.data:
-            newest_first += reversed(_words(turn))
-        if page.next_cursor is None or len(newest_first) >= at_most:
-            return tuple(reversed(newest_first[:at_most]))
+    while page.next_cursor is not None and len(newest_first) < at_most:
         page = yield from asking(request.model_copy(update={"start": None, "cursor": page.next_cursor}))
+        newest_first += page.data
+    return newest_first[:at_most][::-1]
 
 
 def _words(turn: Turn) -> list[InputMessage]:
-    words = list(turn.input)
-    if (turn.run.output or "").strip():
-        words.append(InputMessage.model_construct(role="assistant", content=turn.run.output or ""))
-    return words
+    answer = _answer(turn)
+    return [*turn.input, *([InputMessage(role="assistant", content=answer)] if answer is not None else [])]
+
+
+def _answer(turn: Turn) -> str | None:
+    """What was answered, as much of it as a message may hold; None if nothing was."""
+    text = (turn.run.output or "")[:TEXT_MAX_CHARACTERS]
+    return text if text.strip() else None
 
 
 def _own_conversation(call: Incoming) -> str:
