@@ -41,7 +41,9 @@ class Caller:
 
     async def call(self, request: Request[R], timeout: float) -> R:
         """Raises ServiceError, NoReply, BrokerUnavailable, Unroutable."""
-        row = route(type(request), "rpc")
+        row, body = route(type(request), "rpc"), request.to_json()
+        if len(body) > MESSAGE_MAX_BYTES:
+            raise refused("too_large", "what is asked does not fit into one message: ask with less")
         with self.awaiting() as (correlation_id, answer):
             try:
                 async with asyncio.timeout(timeout):
@@ -50,7 +52,7 @@ class Caller:
                             exchange=row.exchange,
                             key=row.key or "",
                             type=type(request).__name__,
-                            body=request.to_json(),
+                            body=body,
                             correlation_id=correlation_id,
                             reply_to=self._reply_key,
                             expires_s=timeout,

@@ -15,8 +15,8 @@ from shared.broker.link import amqp_url
 from shared.contracts.base import Message
 from shared.contracts.jobs import AttachRun, CancelRun, GenerateReply, TurnRejected
 from shared.contracts.problems import ServiceError, refused
-from shared.contracts.resources import Conversation, KeyGrant
-from shared.contracts.store import CheckKey, Done, Ping
+from shared.contracts.resources import Conversation, InputMessage, KeyGrant
+from shared.contracts.store import CheckKey, Done, Ping, SubmitTurn
 from shared.ids import new_id
 from tests.broker.making import job
 from tests.stack.rooms import Vhost
@@ -103,6 +103,14 @@ async def test_a_request_that_nobody_handles_in_time_is_no_reply_and_leaves_the_
                 if queue.declaration_result.message_count == 0:
                     break
                 await asyncio.sleep(0.02)
+
+
+async def test_a_request_too_large_for_a_message_is_a_problem_of_its_sender_s(services: Services) -> None:
+    message = InputMessage.model_construct(role="user", content="x" * (9 * 1024 * 1024))
+    request = SubmitTurn.model_construct(run_id=new_id(), tenant="one", messages=(message,))
+    with pytest.raises(ServiceError) as caught:
+        await services.api.call(request)
+    assert caught.value.problem.code == "too_large"
 
 
 async def test_an_answer_too_large_for_a_message_becomes_a_problem_and_cuts_nobody_off(services: Services) -> None:
