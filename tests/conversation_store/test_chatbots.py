@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from pydantic import ValidationError
 from pymongo.asynchronous.database import AsyncDatabase
 
 from services.conversation_store.main import StoreSettings
@@ -63,8 +64,12 @@ async def test_chatbot_is_found_by_id_slug_and_number(around: Surroundings) -> N
     assert {name: getattr(chatbot, name) for name in full} == full
     for reference in (chatbot.id, chatbot.slug, chatbot.number):
         assert await around.api.call(get(reference)) == chatbot
-    for reference in (new_id(), "travel", "2", "007", "999999999999999999"):
+    for reference in (new_id(), "travel", "2", "999999999999999999"):
         assert (await problem(around, get(reference))).code == "not_found"
+    for reference in ("007", "9999999999999999999"):
+        # What looks like a number and is none names nothing, and is not even asked for.
+        with pytest.raises(ValidationError):
+            get(reference)
 
 
 async def test_same_creation_twice_is_one_chatbot(around: Surroundings) -> None:
