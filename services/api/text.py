@@ -254,9 +254,10 @@ class AppendOnlyReader:
             return False
         told = "".join(self._told)
         self._told = [told]
-        known = told[self._confirmed - self._from :]
-        come = text.read(self._confirmed, len(known))
-        self.diverged = not known.startswith(come) or (ended is not None and len(come) < len(known))
+        missing = self.offset - self._confirmed
+        come = text.read(self._confirmed, missing)
+        is_same = told.startswith(come, self._confirmed - self._from)
+        self.diverged = not is_same or (ended is not None and len(come) < missing)
         self._confirmed += len(come)
         return not self.diverged and self._confirmed == self.offset
 

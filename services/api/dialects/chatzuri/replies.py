@@ -8,6 +8,7 @@ import orjson
 from services.api.dialects import Answer, Asked, Events, failure_of, is_whole, sse
 from services.api.dialects.chatzuri.refusals import refusal
 from services.api.dialects.chatzuri.resources import answer
+from services.api.dialects.plain_text import TextEvents
 from shared.contracts.problems import Problem
 from shared.contracts.resources import Run
 
@@ -45,36 +46,6 @@ class SseEvents:
     def ping(self) -> bytes:
         """A comment."""
         return sse.PING
-
-
-class TextEvents:
-    """The text and nothing else; the same words for every run."""
-
-    __slots__ = ()
-
-    def queued(self) -> bytes:
-        """Nothing."""
-        return b""
-
-    def started(self, attempt: int, offset: int, model: str) -> bytes:
-        """Nothing."""
-        return b""
-
-    def delta(self, attempt: int, offset: int, text: str) -> bytes:
-        """A piece of the text."""
-        return text.encode()
-
-    def ended(self, attempt: int, length: int, run: Run) -> bytes:
-        """Nothing."""
-        return b""
-
-    def broken(self, attempt: int, offset: int, problem: Problem) -> bytes:
-        """Nothing."""
-        return b""
-
-    def ping(self) -> bytes:
-        """Nothing."""
-        return b""
 
 
 _EVENTS: dict[StreamFormat, SseEvents | TextEvents] = {"sse": SseEvents(), "text": TextEvents()}

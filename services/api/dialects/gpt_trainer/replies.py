@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from services.api.dialects import Answer, Asked, Events, failure_of, is_whole
 from services.api.dialects.gpt_trainer.problems import refusal
 from services.api.dialects.gpt_trainer.resources import answer, success
-from shared.contracts.problems import Problem
+from services.api.dialects.plain_text import TextEvents
 from shared.contracts.resources import Run
 
 HEADERS = {
@@ -15,34 +15,6 @@ HEADERS = {
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",
 }
-
-
-class TextEvents:
-    """The answer's text, and nothing around it."""
-
-    def queued(self) -> bytes:
-        """No word for it."""
-        return b""
-
-    def started(self, attempt: int, offset: int, model: str) -> bytes:
-        """No word for it."""
-        return b""
-
-    def delta(self, attempt: int, offset: int, text: str) -> bytes:
-        """The text itself."""
-        return text.encode()
-
-    def ended(self, attempt: int, length: int, run: Run) -> bytes:
-        """The end of the body says it."""
-        return b""
-
-    def broken(self, attempt: int, offset: int, problem: Problem) -> bytes:
-        """No word for it: the connection is broken."""
-        return b""
-
-    def ping(self) -> bytes:
-        """No word for it."""
-        return b""
 
 
 _TEXT_EVENTS = TextEvents()
