@@ -100,6 +100,7 @@ class Peers:
     asked: asyncio.Queue[Request[Any]] = field(default_factory=asyncio.Queue)
     told: asyncio.Queue[ControlMessage] = field(default_factory=asyncio.Queue)
     answers: dict[type[Request[Any]], Callable[[Any], Any]] = field(default_factory=dict)
+    slow: list[asyncio.StreamWriter] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -151,6 +152,7 @@ class Peers:
         connection.setblocking(False)
         await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", self.port))
         reader, writer = await asyncio.open_connection(sock=connection, limit=64 * 1024 * 1024)
+        self.slow.append(writer)
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # a socket's transport can
         head = f"{method} /chat/v1{path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer key-of-one\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -220,6 +222,9 @@ async def peers(module_peers: Peers) -> AsyncIterator[Peers]:
     """The api and its peers; no run is served any more when a test ends."""
     module_peers.forget()
     yield module_peers
+    # Those that a failed test has left would be served until they are given up.
+    while module_peers.slow:
+        module_peers.slow.pop().transport.abort()
     async with asyncio.timeout(PATIENCE_S):
         while module_peers.streams.served:
             await asyncio.sleep(0.01)

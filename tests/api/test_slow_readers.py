@@ -27,9 +27,17 @@ async def open_stalled(peers: Peers, run_id: str) -> tuple[asyncio.StreamReader,
 
 
 async def paused(peers: Peers, run_id: str, count: int) -> None:
-    """Returns when so many readers of the run can take no more."""
+    """Returns when at least so many readers of the run can take no more."""
     async with asyncio.timeout(PATIENCE_S):
         while (run := peers.streams._runs.get(run_id)) is None or len(run._paused) < count:
+            await asyncio.sleep(0.01)
+
+
+async def paused_but_for(peers: Peers, run_id: str, reading: int) -> None:
+    """Returns when so many readers of the run can take more: one that reads cannot in moments, until it has read."""
+    run = peers.streams._runs[run_id]
+    async with asyncio.timeout(PATIENCE_S):
+        while len(run._pumps) != reading:
             await asyncio.sleep(0.01)
 
 
@@ -44,13 +52,13 @@ async def test_stalled_readers_are_told_of_nothing_until_their_sockets_have_room
         await peers.frame(started(run_id))
         reading = asyncio.ensure_future(normal.read_all())
         await send(peers, run_id, 0, 20)
+        # A token goes to the one that reads, and to nobody else.
         await paused(peers, run_id, count)
-        run = peers.streams._runs[run_id]
-        assert len(run._pumps) == 1, "a token goes to the one that reads, and to nobody else"
+        await paused_but_for(peers, run_id, reading=1)
         await send(peers, run_id, 20, PIECES)
         await peers.frame(ended(run_id, PIECES * len(PIECE)))
         assert len((await reading).text) == PIECES * len(PIECE)
-        assert len(run._paused) == count
+        await paused(peers, run_id, count)
     for _, writer in stalled:
         writer.transport.resume_reading()  # type: ignore[attr-defined]  # a socket's transport can
     for reader, writer in stalled:
