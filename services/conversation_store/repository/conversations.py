@@ -1,5 +1,6 @@
 """Keeps conversations."""
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,15 +16,14 @@ from services.conversation_store.documents import (
     present,
 )
 from services.conversation_store.repository.beginnings import NOT_DELETED, Beginnings
-from services.conversation_store.repository.database import Database, asking
+from services.conversation_store.repository.database import READ_TIMEOUT_S, RETRY_AFTER_S, Database, asking
+from shared.backoff import pauses
+from shared.contracts.problems import refused
 from shared.contracts.resources import Conversation
 from shared.contracts.store import CreateConversation, ListConversations
 
 SEARCHED_TURNS = 1_000
 SEARCHED_TITLES = 1_000
-
-RACES = 3
-"""So often a conversation of the same foreign id may be opened and deleted in between."""
 
 
 class Conversations:
@@ -57,11 +57,23 @@ class Conversations:
         if command.foreign_id is None:
             return await self._open(command) or await self.get(command.tenant, command.conversation_id)
         named = {name: getattr(command, name) for name in ("tenant", "chatbot_id", "foreign_id")}
-        for _ in range(RACES):
+        is_taken, until, waits = False, asyncio.get_running_loop().time() + READ_TIMEOUT_S, pauses(0.002, 0.1)
+        while True:
             # Looked for first: of a client that names its conversations, most requests are about one that is there.
-            if (opened := await self._one(named) or await self._open(command)) is not None:
+            if (opened := await self._one(named)) is not None or is_taken:
                 return opened
-        return None
+            if (opened := await self._open(command)) is not None:
+                return opened
+            is_taken = await self._is_taken(command.conversation_id)
+            # Else one of the same foreign id is there that the majority has yet to confirm, or was until just now.
+            if not is_taken and asyncio.get_running_loop().time() >= until:
+                detail = "conversations of this foreign id are opened and deleted all the time"
+                raise refused("unavailable", detail, retry_after_s=RETRY_AFTER_S)
+            await asyncio.sleep(next(waits))
+
+    async def _is_taken(self, conversation_id: str) -> bool:
+        with asking():
+            return await self._conversations.find_one({"_id": conversation_id}, {"_id": 1}) is not None
 
     async def _one(self, which: Document) -> Conversation | None:
         with asking():
