@@ -17,11 +17,19 @@ from services.conversation_store.sweeper import Pace
 from shared.broker import open_broker
 from shared.contracts.store import CheckKey, GetRun
 from shared.ids import digest, new_id
-from tests.conversation_store.conftest import DEADLINE_S, Surroundings, around, documents, migrated, surrounded
+from tests.conversation_store.conftest import (
+    DEADLINE_S,
+    Surroundings,
+    around,
+    databases,
+    documents,
+    migrated,
+    surrounded,
+)
 from tests.conversation_store.making import TENANT, claim_run, create_chatbot, create_conversation, submit_turn
 from tests.stack.rooms import Vhost
 
-__all__ = ["around", "documents", "migrated"]
+__all__ = ["around", "databases", "documents", "migrated"]
 
 ROOT = Path(__file__).resolve().parents[2]
 NOWHERE = "amqp://parley-cli:a-secret@127.0.0.1:1/parley"
