@@ -9,23 +9,23 @@ import structlog
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from services.conversation_store.accounts import AccountRequests, Keys
+from services.conversation_store.accounts.keys import Keys
+from services.conversation_store.accounts.limits import TurnLimits
+from services.conversation_store.accounts.policies import Policies
 from services.conversation_store.background import background
-from services.conversation_store.chatbots import Chatbots
-from services.conversation_store.conversations import Conversations
-from services.conversation_store.dead_letters import DeadLetters
-from services.conversation_store.endings import Endings, announcing
-from services.conversation_store.erasure import Erasures
-from services.conversation_store.fetching import open_fetcher
-from services.conversation_store.handlers import Requests
-from services.conversation_store.ingestion import Ingestion
-from services.conversation_store.intake import Intake
-from services.conversation_store.jobs import Jobs
-from services.conversation_store.limits import Policies, TurnLimits
-from services.conversation_store.line import Line
-from services.conversation_store.parsing.parser import Parser
-from services.conversation_store.prompts import Budget
-from services.conversation_store.removal import Removals
+from services.conversation_store.handlers.accounts import AccountRequests
+from services.conversation_store.handlers.chatbots import Chatbots
+from services.conversation_store.handlers.conversations import Conversations
+from services.conversation_store.handlers.runs import Requests
+from services.conversation_store.handlers.sources import Sources
+from services.conversation_store.handlers.turns import TurnRequests
+from services.conversation_store.housekeeping.erasure import Erasures
+from services.conversation_store.housekeeping.removal import Removals
+from services.conversation_store.housekeeping.sweeper import Pace, Sweeper
+from services.conversation_store.knowledge.fetching import open_fetcher
+from services.conversation_store.knowledge.ingestion import Ingestion
+from services.conversation_store.knowledge.parsing.parser import Parser
+from services.conversation_store.knowledge.retrieval import Retrieval
 from services.conversation_store.repository import (
     DEFAULT_TENANT,
     Repository,
@@ -33,13 +33,15 @@ from services.conversation_store.repository import (
     migrate,
     open_repository,
 )
-from services.conversation_store.retrieval import Retrieval
-from services.conversation_store.shares import Shares
-from services.conversation_store.sources import Sources
-from services.conversation_store.submission import Submissions
-from services.conversation_store.sweeper import Pace, Sweeper
-from services.conversation_store.turn_requests import TurnRequests
-from services.conversation_store.turns import AttemptLimits
+from services.conversation_store.runs.dead_letters import DeadLetters
+from services.conversation_store.runs.endings import Endings, announcing
+from services.conversation_store.runs.intake import Intake
+from services.conversation_store.runs.jobs import Jobs
+from services.conversation_store.runs.line import Line
+from services.conversation_store.runs.shares import Shares
+from services.conversation_store.runs.submission import Submissions
+from services.conversation_store.turns.prompts import Budget
+from services.conversation_store.turns.state import AttemptLimits
 from shared.broker import Broker, open_broker
 from shared.contracts.accounts import LIMIT_MAX, Limits
 from shared.contracts.chatbots import ModelNames

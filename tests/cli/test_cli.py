@@ -12,8 +12,8 @@ import aio_pika
 import pytest
 
 from services.cli.tables import table
-from services.conversation_store import erasure
-from services.conversation_store.sweeper import Pace
+from services.conversation_store.housekeeping import erasure
+from services.conversation_store.housekeeping.sweeper import Pace
 from shared.broker import open_broker
 from shared.contracts.store import CheckKey, GetRun
 from shared.ids import digest, new_id

@@ -3,13 +3,13 @@
 import asyncio
 from typing import Any
 
-from services.conversation_store.accounts import AccountRequests
-from services.conversation_store.chatbots import Chatbots
-from services.conversation_store.conversations import Conversations
-from services.conversation_store.erasure import Erasures
-from services.conversation_store.handlers import Requests
-from services.conversation_store.sources import Sources
-from services.conversation_store.turn_requests import TurnRequests
+from services.conversation_store.handlers.accounts import AccountRequests
+from services.conversation_store.handlers.chatbots import Chatbots
+from services.conversation_store.handlers.conversations import Conversations
+from services.conversation_store.handlers.runs import Requests
+from services.conversation_store.handlers.sources import Sources
+from services.conversation_store.handlers.turns import TurnRequests
+from services.conversation_store.housekeeping.erasure import Erasures
 from shared.contracts.routes import ROUTES, handled_by
 from tests.stack.rooms import Management
 from tests.stack.services import Stack

@@ -11,9 +11,9 @@ import pymongo
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
+from services.conversation_store.housekeeping.sweeper import Pace
 from services.conversation_store.main import StoreSettings, serve
 from services.conversation_store.repository import Repository, connected, migrate, open_repository
-from services.conversation_store.sweeper import Pace
 from shared.broker import Broker, Delivery, Unroutable, open_broker
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.store import Ping

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store import removal
+from services.conversation_store.housekeeping import removal
 from shared.contracts.accounts import (
     ApiKey,
     CreateKey,

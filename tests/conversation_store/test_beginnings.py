@@ -6,9 +6,10 @@ from typing import Any
 
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.documents import Frozen, new_turn, present
+from services.conversation_store.documents.fields import present
+from services.conversation_store.documents.new_turns import Frozen, new_turn
 from services.conversation_store.repository import Repository
-from services.conversation_store.turns import Claim, Finish
+from services.conversation_store.turns.state import Claim, Finish
 from shared.contracts.store import CreateConversation
 from shared.ids import new_id
 from tests.conversation_store.making import TENANT, USAGE, create_conversation, submit_turn

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.documents import Frozen, Turn, new_turn, present
+from services.conversation_store.documents.fields import present
+from services.conversation_store.documents.new_turns import Frozen, new_turn
+from services.conversation_store.documents.turns import Turn
 from services.conversation_store.repository import Repository, open_repository
-from services.conversation_store.turns import Cancel, Claim, Command, Finish
+from services.conversation_store.turns.state import Cancel, Claim, Command, Finish
 from shared.contracts.resources import Run
 from shared.contracts.store import Checkpoint, RunProgress, RunStanding
 from shared.ids import new_id

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store import owners
+from services.conversation_store.runs import owners
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import CancelTurn, Checkpoint, GetRun, RunProgress, RunStanding, SubmitTurn, WatchRun
 from tests.conversation_store.conftest import Surroundings

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from services.conversation_store.endings import frames
+from services.conversation_store.runs.endings import frames
 from shared.broker import open_broker
 from shared.contracts.events import FRAME_MAX_BYTES, Frame, RunEnded
 from shared.contracts.problems import RunError

@@ -10,10 +10,11 @@ import pymongo
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store import erasure
-from services.conversation_store.documents import deleted_turn, present
+from services.conversation_store.documents.fields import present
+from services.conversation_store.documents.turn_updates import deleted_turn
+from services.conversation_store.housekeeping import erasure
+from services.conversation_store.housekeeping.sweeper import Pace
 from services.conversation_store.repository import Repository
-from services.conversation_store.sweeper import Pace
 from shared.contracts.base import Request
 from shared.contracts.chatbots import Chatbot, DeleteChatbot
 from shared.contracts.erasure import Erase, Erasure, Kind, Removed

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from aiohttp import web
 
-from services.conversation_store import fetching
-from services.conversation_store.fetching import Fetcher, is_public, open_fetcher
-from services.conversation_store.parsing import Unreadable
+from services.conversation_store.knowledge import fetching
+from services.conversation_store.knowledge.fetching import Fetcher, is_public, open_fetcher
+from services.conversation_store.knowledge.parsing import Unreadable
 
 HTML = ("text/html",)
 

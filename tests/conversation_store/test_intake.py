@@ -220,8 +220,8 @@ async def test_full_queue_of_one_service_keeps_no_results_of_others_waiting_and_
     vhost: Vhost, migrated: str, documents: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.conversation_store.main.RESULTS_PREFETCH", 2)
-    monkeypatch.setattr("services.conversation_store.endings.TELL_AGAIN_S", 0.1)
-    monkeypatch.setattr("services.conversation_store.endings.TOLD_WITHIN", timedelta(seconds=1))
+    monkeypatch.setattr("services.conversation_store.runs.endings.TELL_AGAIN_S", 0.1)
+    monkeypatch.setattr("services.conversation_store.runs.endings.TOLD_WITHIN", timedelta(seconds=1))
     async with surrounded(vhost, migrated) as around, internal_service(vhost) as outside:
         await list_login(documents, outside.login)
         commands = [submit_turn() for _ in range(4)]
@@ -271,7 +271,7 @@ async def test_full_queue_of_one_service_keeps_no_turns_of_others_waiting(
     vhost: Vhost, migrated: str, documents: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("services.conversation_store.main.INTAKE_PREFETCH", 2)
-    monkeypatch.setattr("services.conversation_store.intake.HELD_FOR_FULL_QUEUES", 1)
+    monkeypatch.setattr("services.conversation_store.runs.intake.HELD_FOR_FULL_QUEUES", 1)
     async with surrounded(vhost, migrated), internal_service(vhost) as stuck, internal_service(vhost) as other:
         await documents.tenants.update_one({"_id": TENANT}, {"$set": {"logins": [stuck.login, other.login]}})
         await fill(vhost, stuck)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.sweeper import Pace
+from services.conversation_store.housekeeping.sweeper import Pace
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.resources import ConversationMessage, Run
 from shared.contracts.routes import INFERENCE_REQUESTS
@@ -183,7 +183,7 @@ async def test_a_turn_waits_for_passages_no_longer_than_a_moment(
 ) -> None:
     chatbot = await a_chatbot(around)
     await taught(around, chatbot, NewText(text=REFUND))
-    monkeypatch.setattr("services.conversation_store.retrieval.PATIENCE_S", 0.0)
+    monkeypatch.setattr("services.conversation_store.knowledge.retrieval.PATIENCE_S", 0.0)
     _, accepted = await asked(around, chatbot, "Is money given back?")
     assert accepted.run.citations == ()
     assert "cannot be looked into at the moment" in system(await around.job())

@@ -14,10 +14,10 @@ import pytest
 from prometheus_client import REGISTRY
 
 from infra.local.mongod import Mongod, find_mongod
-from services.conversation_store.documents import Frozen, new_turn
+from services.conversation_store.documents.new_turns import Frozen, new_turn
 from services.conversation_store.repository import TurnCommits, connected, migrate, open_repository
-from services.conversation_store.submission import AT_ONCE
-from services.conversation_store.turns import Command, Withdraw
+from services.conversation_store.runs.submission import AT_ONCE
+from services.conversation_store.turns.state import Command, Withdraw
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import GetRun, ListDeadLetters, Ping, SubmitTurn
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded

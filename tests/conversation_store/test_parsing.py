@@ -6,8 +6,8 @@ import time
 import psutil
 import pytest
 
-from services.conversation_store.parsing import Unreadable
-from services.conversation_store.parsing.parser import PROGRAM, Limits, Parser
+from services.conversation_store.knowledge.parsing import Unreadable
+from services.conversation_store.knowledge.parsing.parser import PROGRAM, Limits, Parser
 from shared.contracts.sources import FileType
 from tests.conversation_store import files
 

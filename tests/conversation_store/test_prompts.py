@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from services.conversation_store.prompts import Budget, History, PastTurn
+from services.conversation_store.turns.prompts import Budget, History, PastTurn
 from shared.contracts.resources import InputMessage
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.documents import present
+from services.conversation_store.documents.fields import present
 from shared.contracts.accounts import GetUsage
 from shared.contracts.problems import Problem, ServiceError
 from shared.contracts.resources import NO_MODEL, InputMessage

@@ -5,9 +5,9 @@ from typing import Any
 
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.ingestion import ATTEMPTS_MAX
+from services.conversation_store.documents.sources import Page
+from services.conversation_store.knowledge.ingestion import ATTEMPTS_MAX
 from services.conversation_store.repository import Repository
-from services.conversation_store.source_documents import Page
 from shared.broker import Broker
 from shared.contracts.chatbots import Chatbot, DeleteChatbot, GetChatbot, ReplicateChatbot
 from shared.contracts.routes import INFERENCE_REQUESTS

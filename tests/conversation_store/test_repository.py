@@ -9,11 +9,13 @@ import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import BulkWriteError, OperationFailure
 
-from services.conversation_store.documents import Document, Frozen, Turn, new_turn, present
-from services.conversation_store.prompts import Budget, History
+from services.conversation_store.documents.fields import Document, present
+from services.conversation_store.documents.new_turns import Frozen, new_turn
+from services.conversation_store.documents.turns import Turn
 from services.conversation_store.repository import Applied, DuplicateTurn, Repository, open_repository
 from services.conversation_store.repository.database import OutcomeUnknown, asking, faults
-from services.conversation_store.turns import LEASE, Cancel, Claim, Finish, Watch, Withdraw
+from services.conversation_store.turns.prompts import Budget, History
+from services.conversation_store.turns.state import LEASE, Cancel, Claim, Finish, Watch, Withdraw
 from shared.contracts.erasure import Removed
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import SubmitTurn

@@ -1,6 +1,6 @@
 """How much of the job queue each tenant may have, by what a store knows."""
 
-from services.conversation_store.shares import GUESSED_SLOTS, WORKER_REMEMBERED_S, Shares
+from services.conversation_store.runs.shares import GUESSED_SLOTS, WORKER_REMEMBERED_S, Shares
 
 
 def test_tenant_alone_may_have_half_of_what_the_workers_do_at_once() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 from pymongo.asynchronous.database import AsyncDatabase
 
+from services.conversation_store.documents.sources import Page
 from services.conversation_store.repository import Repository
-from services.conversation_store.source_documents import Page
 from shared.broker import Broker
 from shared.contracts.base import Request
 from shared.contracts.chatbots import DeleteChatbot

@@ -11,11 +11,11 @@ import pytest
 from aiohttp import web
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.fetching import open_fetcher
-from services.conversation_store.ingestion import ATTEMPTS_MAX, Diligence, Ingestion
-from services.conversation_store.parsing.parser import Parser
+from services.conversation_store.documents.sources import Page
+from services.conversation_store.knowledge.fetching import open_fetcher
+from services.conversation_store.knowledge.ingestion import ATTEMPTS_MAX, Diligence, Ingestion
+from services.conversation_store.knowledge.parsing.parser import Parser
 from services.conversation_store.repository import Repository
-from services.conversation_store.source_documents import Page
 from shared.broker import Broker, open_broker
 from shared.contracts.base import Request
 from shared.contracts.chatbots import DeleteChatbot
@@ -301,7 +301,7 @@ async def test_of_a_large_sitemap_the_first_pages_are_read(
 ) -> None:
     # Each page takes a process of its own to be read.
     most = 6
-    monkeypatch.setattr("services.conversation_store.ingestion.SITEMAP_PAGES_MAX", most)
+    monkeypatch.setattr("services.conversation_store.knowledge.ingestion.SITEMAP_PAGES_MAX", most)
     paths = [f"/{number}" for number in range(most + 4)]
     pages = {path: ("text/plain", f"Page {path}.") for path in paths}
     async with website({**pages, "/map.xml": ("text/xml", site_map(*paths))}) as url:

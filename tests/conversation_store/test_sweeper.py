@@ -12,15 +12,16 @@ import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
 from services.conversation_store.background import background
-from services.conversation_store.documents import Document, Frozen, new_turn, present
-from services.conversation_store.endings import Endings, announcing
-from services.conversation_store.erasure import Erasures
-from services.conversation_store.jobs import Jobs
-from services.conversation_store.prompts import Budget
+from services.conversation_store.documents.fields import Document, present
+from services.conversation_store.documents.new_turns import Frozen, new_turn
+from services.conversation_store.housekeeping.erasure import Erasures
+from services.conversation_store.housekeeping.sweeper import Calm, Pace, Sweeper
+from services.conversation_store.knowledge.retrieval import Retrieval
 from services.conversation_store.repository import Repository, open_repository
-from services.conversation_store.retrieval import Retrieval
-from services.conversation_store.shares import Shares
-from services.conversation_store.sweeper import Calm, Pace, Sweeper
+from services.conversation_store.runs.endings import Endings, announcing
+from services.conversation_store.runs.jobs import Jobs
+from services.conversation_store.runs.shares import Shares
+from services.conversation_store.turns.prompts import Budget
 from shared.broker import Broker, open_broker
 from shared.contracts.jobs import FinishRun
 from shared.contracts.problems import refused
@@ -451,7 +452,7 @@ async def test_running_turns_are_left_alone_after_the_broker_gave_no_answer(
         await until_calm(one)
         await insert(documents, running(lapsed, deadline=in_seconds(-1)))
         with monkeypatch.context() as patched:
-            patched.setattr("services.conversation_store.sweeper.JOBS", "no.such.queue")
+            patched.setattr("services.conversation_store.housekeeping.sweeper.JOBS", "no.such.queue")
             await one.sweep()
         await one.sweep()
         assert is_untouched(await stored(documents, lapsed))

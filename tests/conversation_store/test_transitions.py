@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from pymongo.asynchronous.database import AsyncDatabase
 
-from services.conversation_store.documents import Frozen, Turn, new_turn, present
+from services.conversation_store.documents.fields import present
+from services.conversation_store.documents.new_turns import Frozen, new_turn
+from services.conversation_store.documents.turns import Turn
 from services.conversation_store.repository import Applied, DuplicateTurn, Repository, open_repository
-from services.conversation_store.turns import (
+from services.conversation_store.turns.state import (
     AttemptLimits,
     Bury,
     Cancel,

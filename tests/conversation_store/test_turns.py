@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.conversation_store.decisions import (
+from services.conversation_store.documents.turn_updates import state_changes
+from services.conversation_store.turns.decisions import (
     CLAIM_CHECK,
     OVERDUE,
     QUEUED_CHECK_MAX,
@@ -16,8 +17,7 @@ from services.conversation_store.decisions import (
     decide,
     suspects_at_once,
 )
-from services.conversation_store.documents import state_changes
-from services.conversation_store.turns import (
+from services.conversation_store.turns.state import (
     LEASE,
     PUBLISH_CHECK,
     Adopt,

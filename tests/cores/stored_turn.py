@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 
-from services.conversation_store.decisions import decide, judges_the_lease
-from services.conversation_store.turns import Command, Decision, TurnState
+from services.conversation_store.turns.decisions import decide, judges_the_lease
+from services.conversation_store.turns.state import Command, Decision, TurnState
 
 JUDGED_WITH_THE_LEASE = ("renewed_at", "next_check", "held")
 """What a decision on the lease depends on besides the revision; `held`, for a millisecond may see two checkpoints."""

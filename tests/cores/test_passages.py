@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.conversation_store.passages import CHARACTERS_MAX, OVERLAP_WORDS, WORDS, cut
+from services.conversation_store.documents.passages import CHARACTERS_MAX, OVERLAP_WORDS, WORDS, cut
 
 _WORDS = st.text("abcdefgh é🙂。", min_size=1, max_size=12)
 _LONG = st.integers(1, 4 * CHARACTERS_MAX).map(lambda length: "x" * length)

@@ -6,7 +6,7 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.conversation_store.ranking import QUESTION_WORDS_MAX, Vectors, fused, question_words
+from services.conversation_store.knowledge.ranking import QUESTION_WORDS_MAX, Vectors, fused, question_words
 
 _RANKINGS = st.lists(st.lists(st.sampled_from("abcdefgh"), unique=True), min_size=1, max_size=3)
 

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.conversation_store.decisions import (
+from services.conversation_store.turns.decisions import (
     CLAIM_CHECK,
     OVERDUE,
     SILENCE,
@@ -17,7 +17,7 @@ from services.conversation_store.decisions import (
     decide,
     suspects_at_once,
 )
-from services.conversation_store.turns import (
+from services.conversation_store.turns.state import (
     LEASE,
     AttemptLimits,
     Bury,

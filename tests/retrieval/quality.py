@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.conversation_store.fetching import open_fetcher
-from services.conversation_store.ingestion import Diligence, Ingestion
-from services.conversation_store.parsing.parser import Parser
+from services.conversation_store.knowledge.fetching import open_fetcher
+from services.conversation_store.knowledge.ingestion import Diligence, Ingestion
+from services.conversation_store.knowledge.parsing.parser import Parser
+from services.conversation_store.knowledge.retrieval import Retrieval
 from services.conversation_store.repository import Repository
-from services.conversation_store.retrieval import Retrieval
 from shared.broker import Broker
 from shared.contracts.sources import AddSource, NewFile
 from shared.ids import new_id

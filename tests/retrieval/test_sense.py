@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from services.conversation_store.knowledge.retrieval import Retrieval
 from services.conversation_store.repository import Repository
-from services.conversation_store.retrieval import Retrieval
 from services.inference_worker.main import WorkerSettings, serve
 from shared.broker import open_broker
 from tests.retrieval.quality import found_among_the_first, well_read
@@ -24,8 +24,8 @@ async def test_of_thirty_questions_enough_find_their_passage_by_words_and_sense(
     repository: Repository, vhost: Vhost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is measured is what is found, not how fast this machine computes vectors while it runs other tests, too.
-    monkeypatch.setattr("services.conversation_store.retrieval.PATIENCE_S", 20.0)
-    monkeypatch.setattr("services.conversation_store.retrieval.EMBED_PATIENCE_S", 15.0)
+    monkeypatch.setattr("services.conversation_store.knowledge.retrieval.PATIENCE_S", 20.0)
+    monkeypatch.setattr("services.conversation_store.knowledge.retrieval.EMBED_PATIENCE_S", 15.0)
     stop = asyncio.Event()
     async with SentenceModel() as server, asyncio.TaskGroup() as tasks:
         told: dict[str, Any] = {"OPENAI_BASE_URL": server.base_url, "amqp_url": vhost.amqp_url("parley-worker")}

@@ -9,10 +9,10 @@ import numpy as np
 import pymongo
 import pytest
 
-from services.conversation_store.knowledge import Knowledge
-from services.conversation_store.passages import cut
+from services.conversation_store.documents.knowledge import Knowledge
+from services.conversation_store.documents.passages import cut
+from services.conversation_store.knowledge.retrieval import Retrieval
 from services.conversation_store.repository import Repository
-from services.conversation_store.retrieval import Retrieval
 from shared.broker import open_broker
 from shared.contracts.routes import INFERENCE_REQUESTS
 from shared.contracts.sources import Embed, Embeddings

@@ -1,7 +1,7 @@
 """How often the passage that answers a question is found by the question's words alone."""
 
+from services.conversation_store.knowledge.retrieval import Retrieval
 from services.conversation_store.repository import Repository
-from services.conversation_store.retrieval import Retrieval
 from shared.broker import open_broker
 from tests.retrieval.quality import PAIRS, TEXTS, found_among_the_first, well_read
 from tests.stack.rooms import Vhost

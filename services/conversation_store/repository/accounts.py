@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 from pymongo import ASCENDING, ReturnDocument, UpdateOne, WriteConcern
 from pymongo.errors import DuplicateKeyError
 
-from services.conversation_store.documents import Document, present
+from services.conversation_store.documents.fields import Document, present
 from services.conversation_store.group_commit import GroupCommit
 from services.conversation_store.repository.commits import forget
 from services.conversation_store.repository.database import Database, asking, local

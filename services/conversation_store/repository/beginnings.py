@@ -16,12 +16,13 @@ import bson
 from pymongo import DESCENDING
 from pymongo.errors import BulkWriteError
 
-from services.conversation_store.documents import ChatbotSettings, Document, chatbot_settings
+from services.conversation_store.documents.chatbots import ChatbotSettings, chatbot_settings
+from services.conversation_store.documents.fields import Document
 from services.conversation_store.group_commit import GroupCommit
-from services.conversation_store.prompts import PastTurn
 from services.conversation_store.repository.commits import GATHER_S, MANY, start
 from services.conversation_store.repository.counters import allot
 from services.conversation_store.repository.database import Database, DuplicateTurn, asking, faults, refusal
+from services.conversation_store.turns.prompts import PastTurn
 from shared.contracts.resources import ACTIVE, InputMessage
 
 NOT_DELETED: Document = {"deleted_at": None}

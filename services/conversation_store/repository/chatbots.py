@@ -9,16 +9,15 @@ from typing import Any, cast
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from services.conversation_store.documents import (
+from services.conversation_store.documents.chatbots import (
     ChatbotSettings,
-    Document,
     chatbot,
     chatbot_changes,
     chatbot_settings,
     deleted_chatbot,
     new_chatbot,
-    present,
 )
+from services.conversation_store.documents.fields import Document, present
 from services.conversation_store.refusals import invalid
 from services.conversation_store.repository.beginnings import NOT_DELETED, SETTINGS
 from services.conversation_store.repository.counters import DIRECTIONS, allot, beyond

@@ -6,11 +6,12 @@ from datetime import datetime
 
 import structlog
 
-from services.conversation_store.checkpoints import standing, standing_of_finished
-from services.conversation_store.documents import Document, Turn
+from services.conversation_store.documents.fields import Document
+from services.conversation_store.documents.turns import Turn
 from services.conversation_store.repository.clock import DatabaseClock
 from services.conversation_store.repository.database import Database, asking, local
-from services.conversation_store.turns import TurnState
+from services.conversation_store.turns.checkpoints import standing, standing_of_finished
+from services.conversation_store.turns.state import TurnState
 from shared.contracts.store import Checkpoint, RunProgress, RunStanding, Standings
 
 log = structlog.get_logger(__name__)

@@ -17,7 +17,7 @@ from prometheus_client import Counter, Histogram
 from pymongo import UpdateOne, WriteConcern
 from pymongo.errors import BulkWriteError, PyMongoError
 
-from services.conversation_store.documents import Document
+from services.conversation_store.documents.fields import Document
 from services.conversation_store.group_commit import GroupCommit, TooMuchPending
 from services.conversation_store.repository.checkpoints import Checkpoints
 from services.conversation_store.repository.clock import DatabaseClock
@@ -31,7 +31,7 @@ from services.conversation_store.repository.database import (
     refusal,
 )
 from services.conversation_store.repository.transitions import Applied, Outcome, Transition, Transitions, Try
-from services.conversation_store.turns import Bury, Command, Finish, MoveUp, Promote, Replay, Sweep
+from services.conversation_store.turns.state import Bury, Command, Finish, MoveUp, Promote, Replay, Sweep
 from shared.backoff import pauses
 from shared.contracts.problems import ServiceError, refused
 from shared.contracts.store import Checkpoint, Standings

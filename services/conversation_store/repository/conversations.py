@@ -8,13 +8,8 @@ from typing import Any, cast
 
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
 
-from services.conversation_store.documents import (
-    Document,
-    conversation,
-    conversation_changes,
-    new_conversation,
-    present,
-)
+from services.conversation_store.documents.conversations import conversation, conversation_changes, new_conversation
+from services.conversation_store.documents.fields import Document, present
 from services.conversation_store.repository.beginnings import NOT_DELETED, Beginnings
 from services.conversation_store.repository.database import READ_TIMEOUT_S, RETRY_AFTER_S, Database, asking
 from shared.backoff import pauses

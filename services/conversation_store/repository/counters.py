@@ -4,7 +4,7 @@ from typing import Literal
 
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
 
-from services.conversation_store.documents import Document
+from services.conversation_store.documents.fields import Document
 from services.conversation_store.repository.database import Database
 from shared.contracts.store import Order
 

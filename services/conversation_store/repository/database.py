@@ -18,7 +18,7 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from services.conversation_store.documents import Document, present
+from services.conversation_store.documents.fields import Document, present
 from shared.contracts.problems import refused
 
 log = structlog.get_logger(__name__)

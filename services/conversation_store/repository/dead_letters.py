@@ -6,7 +6,7 @@ from typing import cast
 from pymongo import DESCENDING, ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from services.conversation_store.documents import Document
+from services.conversation_store.documents.fields import Document
 from services.conversation_store.repository.database import Database, asking
 
 

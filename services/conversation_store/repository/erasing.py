@@ -7,13 +7,9 @@ from typing import Any, Literal, cast
 
 from pymongo import DESCENDING
 
-from services.conversation_store.documents import (
-    Document,
-    deleted_turn,
-    erased_conversation,
-    erased_turn,
-    present,
-)
+from services.conversation_store.documents.conversations import erased_conversation
+from services.conversation_store.documents.fields import Document, present
+from services.conversation_store.documents.turn_updates import deleted_turn, erased_turn
 from services.conversation_store.repository.beginnings import NOT_DELETED
 from services.conversation_store.repository.database import Collection, Database, asking, local
 from shared.contracts.erasure import Kind, Removed

@@ -7,9 +7,10 @@ from typing import Any, cast
 
 from pymongo import ASCENDING, DESCENDING, ReturnDocument
 
-from services.conversation_store.documents import Document, Turn, turn_changes
+from services.conversation_store.documents.fields import Document
+from services.conversation_store.documents.turn_updates import turn_changes
+from services.conversation_store.documents.turns import Turn
 from services.conversation_store.paging import PAGE_MAX_BYTES
-from services.conversation_store.prompts import PastTurn
 from services.conversation_store.repository.accounts import Accounts
 from services.conversation_store.repository.beginnings import NOT_DELETED, Beginnings, past_fields, past_turn
 from services.conversation_store.repository.chatbots import Chatbots
@@ -22,6 +23,7 @@ from services.conversation_store.repository.source_work import SourceWork
 from services.conversation_store.repository.sources import Sources
 from services.conversation_store.repository.sweeping import Sweeps
 from services.conversation_store.repository.waiting import Waiting
+from services.conversation_store.turns.prompts import PastTurn
 from shared.contracts.store import Order, SubmitTurn
 
 _WITHOUT_PROMPT: Document = {"instructions": 0, "context": 0, "passthrough": 0}

@@ -8,11 +8,12 @@ from typing import Any, cast
 from pydantic import TypeAdapter
 from pymongo import ASCENDING, ReturnDocument, UpdateOne
 
-from services.conversation_store.documents import Document, present
+from services.conversation_store.documents.fields import Document, present
+from services.conversation_store.documents.passages import copied_passages, new_passages
+from services.conversation_store.documents.sources import Page, Work, is_written, measured
 from services.conversation_store.repository.beginnings import NOT_DELETED
 from services.conversation_store.repository.clock import DatabaseClock
 from services.conversation_store.repository.database import Database, asking
-from services.conversation_store.source_documents import Page, Work, copied_passages, is_written, measured, new_passages
 from shared.contracts.problems import refused
 from shared.contracts.sources import NewSource
 from shared.ids import new_id

@@ -7,19 +7,19 @@ from typing import Any, cast
 from pymongo import ASCENDING, ReturnDocument
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from services.conversation_store.documents import Document, present, stored
-from services.conversation_store.knowledge import StoredPassage
-from services.conversation_store.repository.beginnings import NOT_DELETED
-from services.conversation_store.repository.clock import DatabaseClock
-from services.conversation_store.repository.counters import DIRECTIONS, allot, beyond
-from services.conversation_store.repository.database import Database, DuplicateTurn, asking, faults, refusal
-from services.conversation_store.source_documents import (
+from services.conversation_store.documents.fields import Document, present, stored
+from services.conversation_store.documents.knowledge import StoredPassage
+from services.conversation_store.documents.sources import (
     LiveSource,
     copied_source,
     new_source,
     source,
     to_be_read_again,
 )
+from services.conversation_store.repository.beginnings import NOT_DELETED
+from services.conversation_store.repository.clock import DatabaseClock
+from services.conversation_store.repository.counters import DIRECTIONS, allot, beyond
+from services.conversation_store.repository.database import Database, DuplicateTurn, asking, faults, refusal
 from shared.contracts.problems import refused
 from shared.contracts.sources import AddSource, ListSources, Source, SourceAdded, SourceStatus, SourceText
 

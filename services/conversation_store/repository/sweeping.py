@@ -7,7 +7,8 @@ from typing import Any
 
 from pymongo import ASCENDING
 
-from services.conversation_store.documents import SHORT_FIELDS, Document, Turn
+from services.conversation_store.documents.fields import Document
+from services.conversation_store.documents.turns import SHORT_FIELDS, Turn
 from services.conversation_store.repository.clock import DatabaseClock
 from services.conversation_store.repository.database import Database, asking, local
 from shared.contracts.resources import RunStatus

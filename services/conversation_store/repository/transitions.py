@@ -10,12 +10,14 @@ from typing import Any
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
-from services.conversation_store.decisions import decide, judges_the_lease
-from services.conversation_store.documents import SHORT_FIELDS, Document, Turn, transition
+from services.conversation_store.documents.fields import Document
+from services.conversation_store.documents.turn_updates import transition
+from services.conversation_store.documents.turns import SHORT_FIELDS, Turn
 from services.conversation_store.repository.checkpoints import Checkpoints
 from services.conversation_store.repository.clock import DatabaseClock
 from services.conversation_store.repository.database import Collection, DuplicateTurn, faults, refusal
-from services.conversation_store.turns import Command, MoveUp, Promote, Replay, TurnState, Verdict
+from services.conversation_store.turns.decisions import decide, judges_the_lease
+from services.conversation_store.turns.state import Command, MoveUp, Promote, Replay, TurnState, Verdict
 
 REMEMBERED_AT_MOST = 10_000
 

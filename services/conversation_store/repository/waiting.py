@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from pymongo import ASCENDING, DESCENDING
 
-from services.conversation_store.documents import Document
+from services.conversation_store.documents.fields import Document
 from services.conversation_store.repository.database import Database, asking, local
 from shared.contracts.resources import LIVE
 

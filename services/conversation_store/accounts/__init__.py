@@ -1,0 +1,1 @@
+"""What tenants and their keys may do, and whether one more turn is within that."""
