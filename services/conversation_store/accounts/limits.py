@@ -46,7 +46,7 @@ class TurnLimits:
 
     def __init__(self, repository: Repository, policies: Policies) -> None:
         self._repository = repository
-        self._accounts = repository.accounts
+        self._usage = repository.usage
         self._policies = policies
         self._one_at_a_time: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tokens: dict[tuple[str, str | None], tuple[float, datetime, int]] = {}
@@ -75,7 +75,7 @@ class TurnLimits:
         """Why this turn is one too many; None if it is not."""
         limits = holder.limits
         if (limit := limits.active_runs) is not None:
-            active = await self._accounts.active_runs(holder.tenant, holder.key_id, limit)
+            active = await self._usage.active_runs(holder.tenant, holder.key_id, limit)
             if active >= limit:
                 return _over(f"{holder.words} limit of {limit} active runs is reached.", RETRY_AFTER_ACTIVE_S)
         now = self._repository.turns.clock.now()
@@ -101,7 +101,7 @@ class TurnLimits:
         if known is not None and known[1] == today and time.monotonic() - known[0] < TOKENS_S:
             return known[2]
         asked_at = time.monotonic()
-        _, tokens = await self._accounts.used_since(*whose, today)
+        _, tokens = await self._usage.used_since(*whose, today)
         self._tokens.pop(whose, None)
         while len(self._tokens) >= REMEMBERED_AT_MOST:
             del self._tokens[next(iter(self._tokens))]

@@ -56,6 +56,7 @@ class AccountRequests:
     ) -> None:
         self._repository = repository
         self._accounts = repository.accounts
+        self._usage = repository.usage
         self._policies = policies
         self._removals = removals
         self._keys = keys
@@ -121,8 +122,8 @@ class AccountRequests:
         chatbots, sources, active_runs, (runs, tokens) = await asyncio.gather(
             self._accounts.count_held("chatbots", request.tenant),
             self._accounts.count_held("sources", request.tenant),
-            self._accounts.active_runs(request.tenant, None, LIMIT_MAX),
-            self._accounts.used_since(request.tenant, None, midnight(now)),
+            self._usage.active_runs(request.tenant, None, LIMIT_MAX),
+            self._usage.used_since(request.tenant, None, midnight(now)),
         )
         return TenantStanding(
             tenant=self._tenant(tenant),
@@ -192,7 +193,7 @@ class AccountRequests:
         """What the tenant's runs have cost."""
         kind = f"usage.{request.by or ''}"
         after = None if request.cursor is None else _day_and_group(kind, request.cursor)
-        rows = await self._accounts.usage(request, after, request.limit + 1)
+        rows = await self._usage.days(request, after, request.limit + 1)
         page, more = cut(rows, request.limit, lambda row: len(row.to_json()))
         following = None
         if more:

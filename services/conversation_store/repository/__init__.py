@@ -8,14 +8,8 @@ os.environ.setdefault("MOTOR_MAX_WORKERS", "64")
 
 from services.conversation_store.repository.accounts import new_key, new_tenant
 from services.conversation_store.repository.commits import TurnCommits
-from services.conversation_store.repository.database import (
-    DEFAULT_TENANT,
-    DatabaseUnusable,
-    DuplicateTurn,
-    connected,
-    ensure_migrated,
-    migrate,
-)
+from services.conversation_store.repository.database import DatabaseUnusable, DuplicateTurn, connected
+from services.conversation_store.repository.indexes import DEFAULT_TENANT, ensure_migrated, migrate
 from services.conversation_store.repository.queries import Repository, open_repository
 from services.conversation_store.repository.transitions import Applied
 from services.conversation_store.repository.waiting import LinedUp

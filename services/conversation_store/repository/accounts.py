@@ -1,7 +1,7 @@
-"""Keeps tenants and their keys, counts requests, and adds up what runs have cost."""
+"""Keeps tenants and their keys, and counts what they ask for."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, cast
 
 from pymongo import ASCENDING, ReturnDocument, UpdateOne, WriteConcern
@@ -11,7 +11,7 @@ from services.conversation_store.documents.fields import Document, present
 from services.conversation_store.group_commit import GroupCommit
 from services.conversation_store.repository.commits import forget
 from services.conversation_store.repository.database import Database, asking, local
-from shared.contracts.accounts import DayOfUsage, GetUsage, NewKey, UsageGroup
+from shared.contracts.accounts import NewKey
 
 LAST_USES_INTERVAL_S = 1.0
 
@@ -21,9 +21,6 @@ REMOVAL_LEASE = timedelta(seconds=30)
 COUNTS_KEPT = timedelta(minutes=5)
 
 MINUTE_S = 60
-
-WORDS_OF_A_TOKEN = 0.75
-"""As the usual rule of thumb has it for English."""
 
 _ALIVE: Document = {"deleted_at": None}
 _DELETED: Document = {"deleted_at": {"$exists": True}}
@@ -98,6 +95,11 @@ class Accounts:
             await self._keys.update_many({"tenant": tenant, "revoked_at": None}, {"$set": {"revoked_at": now}})
         return True
 
+    async def count_held(self, collection: Literal["chatbots", "sources"], tenant: str) -> int:
+        """How many of these a tenant has."""
+        with asking():
+            return await self._database[collection].count_documents({"tenant": tenant, **_ALIVE})
+
     # Removing what a deleted tenant held
 
     async def take_removal(self, now: datetime) -> Document | None:
@@ -118,7 +120,7 @@ class Accounts:
     async def live_runs(self, tenant: str, at_most: int) -> list[str]:
         """Runs of a tenant that have not ended."""
         with asking():
-            found = self._turns.find(_live(tenant, None), {"_id": 1}).limit(at_most)
+            found = self._turns.find({"tenant": tenant, "finished_at": None}, {"_id": 1}).limit(at_most)
             return [document["_id"] for document in await found.to_list(None)]
 
     async def remove_some(self, tenant: str, at_most: int) -> int:
@@ -209,69 +211,6 @@ class Accounts:
             for subject in subjects
         }
 
-    # What runs cost
-
-    async def active_runs(self, tenant: str, key_id: str | None, at_most: int) -> int:
-        """How many runs of a tenant, or of one of its keys, have not ended; past `at_most` nobody counts."""
-        with asking():
-            return await self._turns.count_documents(_live(tenant, key_id), limit=at_most)
-
-    async def count_held(self, collection: Literal["chatbots", "sources"], tenant: str) -> int:
-        """How many of these a tenant has."""
-        with asking():
-            return await self._database[collection].count_documents({"tenant": tenant, **_ALIVE})
-
-    async def used_since(self, tenant: str, key_id: str | None, since: datetime) -> tuple[int, int]:
-        """How many runs of a tenant, or of one of its keys, have ended since then, and their tokens."""
-        ended: Document = {"tenant": tenant, "finished_at": {"$gte": since}, "recorded": None}
-        if key_id is not None:
-            ended["key_id"] = key_id
-        total: Document = {
-            "_id": None,
-            "runs": {"$sum": 1},
-            "tokens": {"$sum": {"$add": [_INPUT_TOKENS, _OUTPUT_TOKENS]}},
-        }
-        with asking():
-            rows = await self._turns.aggregate([{"$match": ended}, {"$group": total}]).to_list(None)
-        return (int(rows[0]["runs"]), int(rows[0]["tokens"])) if rows else (0, 0)
-
-    async def usage(self, wanted: GetUsage, after: tuple[str, str] | None, limit: int) -> list[DayOfUsage]:
-        """Days of usage beyond the day and group at `after`, in order; each day from its first to its last moment."""
-        first, last = datetime.combine(wanted.first, time.min, UTC), datetime.combine(wanted.last, time.max, UTC)
-        by = wanted.by
-        ended: Document = {
-            "tenant": wanted.tenant,
-            "finished_at": {"$gte": first, "$lte": last},
-            "recorded": None,
-        }
-        if wanted.end_user is not None:
-            ended["end_user"] = wanted.end_user
-        if wanted.chatbot_id is not None:
-            ended["chatbot_id"] = wanted.chatbot_id
-        group: Document = {"day": {"$dateToString": {"date": "$finished_at", "format": "%Y-%m-%d"}}}
-        group["of"] = {"$ifNull": [f"${by}_id", ""]} if by is not None else ""
-        steps: list[Document] = [
-            {"$match": ended},
-            {
-                "$group": {
-                    "_id": group,
-                    "runs": {"$sum": 1},
-                    "input_tokens": {"$sum": _INPUT_TOKENS},
-                    "output_tokens": {"$sum": _OUTPUT_TOKENS},
-                    "estimated": {"$max": _IS_ESTIMATED},
-                    "input_words": {"$sum": _INPUT_WORDS},
-                    "output_words": {"$sum": _OUTPUT_WORDS},
-                }
-            },
-            {"$sort": {"_id.day": ASCENDING, "_id.of": ASCENDING}},
-        ]
-        if after is not None:
-            day, of = after
-            steps.append({"$match": {"$or": [{"_id.day": {"$gt": day}}, {"_id.day": day, "_id.of": {"$gt": of}}]}})
-        with asking():
-            rows = await self._turns.aggregate([*steps, {"$limit": limit}]).to_list(None)
-        return [_day(row, by) for row in rows]
-
     async def _insert(self, collection: Any, document: Document) -> bool:
         try:
             await collection.insert_one(document)
@@ -280,22 +219,6 @@ class Accounts:
             times = {"created_at", "last_used_at"}
             return found is not None and all(found.get(name) == document[name] for name in document.keys() - times)
         return True
-
-
-# Of a run that ended without its worker nobody counted; what its checkpoint counted is an estimate.
-_INPUT_TOKENS: Document = {"$ifNull": ["$usage.input_tokens", 0]}
-_OUTPUT_TOKENS: Document = {"$ifNull": ["$usage.output_tokens", "$held_tokens", 0]}
-# Of a turn that is older than these counts, or of an answer that no worker handed in: as many as its tokens make.
-_INPUT_WORDS: Document = {"$ifNull": ["$input_words", {"$trunc": {"$multiply": [_INPUT_TOKENS, WORDS_OF_A_TOKEN]}}]}
-_OUTPUT_WORDS: Document = {"$ifNull": ["$output_words", {"$trunc": {"$multiply": [_OUTPUT_TOKENS, WORDS_OF_A_TOKEN]}}]}
-_IS_ESTIMATED: Document = {"$ifNull": ["$usage.estimated", {"$gt": [{"$ifNull": ["$held_tokens", 0]}, 0]}]}
-
-
-def _live(tenant: str, key_id: str | None) -> Document:
-    live: Document = {"tenant": tenant, "finished_at": None}
-    if key_id is not None:
-        live["key_id"] = key_id
-    return live
 
 
 def _count_id(subject: str, minute: int) -> str:
@@ -312,21 +235,6 @@ def _beyond(after: Position) -> Document:
 async def _page(found: Any, limit: int) -> list[Document]:
     rows: list[Document] = await found.sort([("created_at", ASCENDING), ("_id", ASCENDING)]).limit(limit).to_list(None)
     return rows
-
-
-def _day(row: Document, by: UsageGroup | None) -> DayOfUsage:
-    of = row["_id"]["of"] or None
-    return DayOfUsage(
-        date=date.fromisoformat(row["_id"]["day"]),
-        key_id=of if by == "key" else None,
-        chatbot_id=of if by == "chatbot" else None,
-        runs=row["runs"],
-        input_tokens=row["input_tokens"],
-        output_tokens=row["output_tokens"],
-        estimated=bool(row["estimated"]),
-        input_words=int(row["input_words"]),
-        output_words=int(row["output_words"]),
-    )
 
 
 def new_tenant(tenant: str, name: str, logins: Sequence[str], limits: Mapping[str, int | None]) -> Document:

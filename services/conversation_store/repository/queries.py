@@ -16,12 +16,14 @@ from services.conversation_store.repository.beginnings import NOT_DELETED, Begin
 from services.conversation_store.repository.chatbots import Chatbots
 from services.conversation_store.repository.commits import TurnCommits
 from services.conversation_store.repository.conversations import Conversations
-from services.conversation_store.repository.database import Database, asking, connected, ensure_migrated, local
+from services.conversation_store.repository.database import Database, asking, connected, local
 from services.conversation_store.repository.dead_letters import KeptLetters
 from services.conversation_store.repository.erasing import Erasing
+from services.conversation_store.repository.indexes import ensure_migrated
 from services.conversation_store.repository.source_work import SourceWork
 from services.conversation_store.repository.sources import Sources
 from services.conversation_store.repository.sweeping import Sweeps
+from services.conversation_store.repository.usage import Usage
 from services.conversation_store.repository.waiting import Waiting
 from services.conversation_store.turns.prompts import PastTurn
 from shared.contracts.store import Order, SubmitTurn
@@ -33,16 +35,17 @@ _WITHOUT_INPUT: Document = {**_WITHOUT_PROMPT, "input": 0}
 class Repository:
     """The store's data. Every read is bounded in time and raises ServiceError(unavailable) when it takes longer.
 
-    turns: the writers of turns. accounts: tenants, their keys, and what they have used. waiting: the order of turns in
-    a conversation. chatbots: whom conversations are with. sources: what they answer from. source_work: what is to be
-    done with those. erasing: what becomes of what is deleted. dead_letters: what was set aside. sweeps: what was left
-    undone.
+    turns: the writers of turns. accounts: tenants and their keys. usage: what they have used. waiting: the order of
+    turns in a conversation. chatbots: whom conversations are with. sources: what they answer from. source_work: what
+    is to be done with those. erasing: what becomes of what is deleted. dead_letters: what was set aside. sweeps: what
+    was left undone.
     """
 
     def __init__(self, database: Database, turns: TurnCommits, beginnings: Beginnings, accounts: Accounts) -> None:
         self.turns = turns
         self.beginnings = beginnings
         self.accounts = accounts
+        self.usage = Usage(database)
         self.sweeps = Sweeps(database, turns.clock)
         self.waiting = Waiting(database)
         self.conversations = Conversations(database, beginnings)

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
@@ -11,24 +10,23 @@ from prometheus_client import Counter
 
 from services.conversation_store.accounts.limits import Allowance, TurnLimits
 from services.conversation_store.background import Background
-from services.conversation_store.documents.chatbots import ChatbotSettings
 from services.conversation_store.documents.fields import Document, present
 from services.conversation_store.documents.knowledge import Knowledge, briefed
-from services.conversation_store.documents.new_turns import Frozen, conversation_of, freeze, new_turn, request_hash
+from services.conversation_store.documents.new_turns import Frozen, conversation_of, new_turn, request_hash
 from services.conversation_store.documents.turns import Turn
 from services.conversation_store.knowledge.retrieval import Retrieval
-from services.conversation_store.refusals import demand_known_model, invalid
+from services.conversation_store.refusals import invalid
 from services.conversation_store.repository import DuplicateTurn, Repository
 from services.conversation_store.runs.endings import Endings
 from services.conversation_store.runs.jobs import Jobs, new_job
 from services.conversation_store.runs.shares import Shares
-from services.conversation_store.turns.prompts import History
+from services.conversation_store.runs.standing import Standing, Standings
 from services.conversation_store.turns.state import Adopt, Withdraw
 from shared.backoff import pauses
 from shared.contracts.jobs import GenerateReply
 from shared.contracts.problems import ServiceError, refused
 from shared.contracts.resources import Citation, InputMessage
-from shared.contracts.store import CreateConversation, SubmitTurn, TurnAccepted
+from shared.contracts.store import SubmitTurn, TurnAccepted
 
 log = structlog.get_logger(__name__)
 
@@ -54,21 +52,6 @@ RETRY_AFTER_FULL_S = 5
 _ACCEPTED = Counter("parley_store_turns_accepted", "turns committed")
 _LATE = Counter("parley_store_turns_withdrawn", "turns that were committed after their submitter had left")
 _REFUSED = Counter("parley_store_turns_refused", "turns refused: the job queue was full, or a limit reached", ["code"])
-
-
-@dataclass(frozen=True, slots=True)
-class _Standing:
-    """How the conversation stands: the history for the prompt, the next place, and what may be in the way.
-
-    frozen: what the turn is to be answered with.
-    is_busy: a turn is active or waits there, or this very turn is there already. waiting: the run of one that waits.
-    """
-
-    frozen: Frozen
-    history: History
-    seq: int = 0
-    is_busy: bool = False
-    waiting: str | None = None
 
 
 class Submissions:
@@ -97,8 +80,7 @@ class Submissions:
         self._limits = limits
         self._shares = shares
         self._retrieval = retrieval
-        self._default_model = default_model
-        self._known_models = known_models
+        self._standings = Standings(repository, jobs, default_model=default_model, known_models=known_models)
         self._places = asyncio.Semaphore(AT_ONCE)
 
     async def submit(self, command: SubmitTurn, *, login: str | None = None) -> TurnAccepted:
@@ -143,7 +125,7 @@ class Submissions:
             raise refusal
         knowledge: Knowledge | None = None
         for race in range(RACES):
-            standing, waits = await self._standing(command), False
+            standing, waits = await self._standings.of(command), False
             if race or standing.is_busy:
                 rivals = await self._rivals(command)
                 if (mine := _made_before(command, rivals)) is not None:
@@ -167,7 +149,7 @@ class Submissions:
     async def _committed(
         self,
         command: SubmitTurn,
-        standing: _Standing,
+        standing: Standing,
         knowledge: Knowledge | None,
         *,
         waits: bool,
@@ -201,62 +183,6 @@ class Submissions:
 
     async def _rivals(self, command: SubmitTurn) -> list[Turn]:
         return await self._repository.in_the_way_of(command, conversation_of(command))
-
-    async def _standing(self, command: SubmitTurn) -> _Standing:
-        conversation_id = conversation_of(command)
-        if conversation_id is None:
-            chatbot = await self._chatbot(command.tenant, command.chatbot_id, "/chatbot_id")
-            return _Standing(self._frozen(command, chatbot), self._jobs.no_past())
-        past = await self._jobs.past_of_own(command.tenant, conversation_id)
-        if past is None:
-            return _Standing(await self._open_conversation(command), self._jobs.no_past(), 1)
-        chatbot = past.chatbot
-        if command.chatbot_id is not None and (chatbot is None or chatbot.id != command.chatbot_id):
-            if chatbot is not None:
-                raise invalid("/chatbot_id", "the conversation is with another chatbot")
-            chatbot = await self._chatbot(command.tenant, command.chatbot_id, "/chatbot_id")
-        return _Standing(
-            self._frozen(command, chatbot),
-            past.history,
-            past.newest[0].seq + 1 if past.newest else 1,
-            any(turn.is_active or turn.is_waiting or turn.run_id == command.run_id for turn in past.newest),
-            next((turn.run_id for turn in past.newest if turn.is_waiting), None),
-        )
-
-    async def _chatbot(self, tenant: str, chatbot_id: str | None, path: str) -> ChatbotSettings | None:
-        if chatbot_id is None:
-            return None
-        chatbot = await self._repository.chatbots.settings(tenant, chatbot_id)
-        if chatbot is None:
-            raise invalid(path, "there is no such chatbot")
-        return chatbot
-
-    def _frozen(self, command: SubmitTurn, chatbot: ChatbotSettings | None) -> Frozen:
-        frozen = freeze(command, chatbot, self._default_model)
-        if frozen is None:
-            raise invalid("/model", "no model is given, and there is no default model")
-        demand_known_model("/model", frozen.model, self._known_models)
-        return frozen
-
-    async def _open_conversation(self, command: SubmitTurn) -> Frozen:
-        wanted = command.conversation
-        if wanted is None:
-            raise refused("not_found", "there is no such conversation")
-        chatbot = await self._chatbot(command.tenant, wanted.chatbot_id, "/conversation/chatbot_id")
-        frozen = self._frozen(command, chatbot)
-        opened = await self._repository.conversations.create(
-            CreateConversation(
-                conversation_id=wanted.id,
-                tenant=command.tenant,
-                chatbot_id=wanted.chatbot_id,
-                title=wanted.title,
-                metadata={},
-            )
-        )
-        # One with another chatbot was there before, and was not found since that chatbot is deleted.
-        if opened is None or opened.chatbot_id != wanted.chatbot_id:
-            raise refused("not_found", "there is no such conversation, and its id is taken")
-        return frozen
 
     async def _admit_as_waiting(self, command: SubmitTurn, blocker: str) -> None:
         """Raises ServiceError(conversation_busy) unless the turn may wait for its conversation to be free."""
