@@ -1,4 +1,4 @@
-"""The service that owns MongoDB: `main` puts it together, of packages that know only those that come after them here.
+"""The only service that knows MongoDB: `main` puts it together, and each package knows only those that follow it here.
 
-handlers, housekeeping, runs, accounts and knowledge, repository, documents, turns; any may use the modules beside them.
+handlers, housekeeping, runs, accounts and knowledge, repository, documents, turns.
 """

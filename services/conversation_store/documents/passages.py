@@ -1,4 +1,7 @@
-"""Cuts a text into passages of a few hundred words that overlap, along its headings, paragraphs and sentences; pure."""
+"""Cuts a text into passages of a few hundred words that overlap, along its headings, paragraphs and sentences; pure.
+
+The documents of passages are made here, too: of what was cut, and of copies.
+"""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence

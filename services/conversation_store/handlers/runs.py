@@ -1,14 +1,13 @@
 """Answers the requests about runs, and what an operator asks for, one function per message."""
 
 import asyncio
-from collections.abc import Awaitable
 from dataclasses import replace
 from datetime import timedelta
-from typing import TypeVar
 
 import structlog
 
 from services.conversation_store.documents.turns import Turn
+from services.conversation_store.handlers.patience import WRITE_PATIENCE_S, patiently
 from services.conversation_store.knowledge.retrieval import Retrieval
 from services.conversation_store.paging import cut, time_and_id, time_cursor
 from services.conversation_store.refusals import found
@@ -43,11 +42,6 @@ from shared.contracts.store import (
 )
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
-
-WRITE_PATIENCE_S = 10.0
-"""Longer than callers wait; what is then not written will be, and all of it may be repeated."""
 
 
 class Requests:
@@ -106,7 +100,7 @@ class Requests:
     async def watch_run(self, request: WatchRun) -> RunWatched:
         """Adds a subscriber, and says where the run stands."""
         watching = self._repository.turns.apply(request.run_id, Watch(request.subscriber), tenant=request.tenant)
-        applied: Applied = found(await _patiently(watching), "run")
+        applied: Applied = found(await patiently(watching), "run")
         turn = applied.turn
         if applied.verdict == "over":
             # Its text was not read with its state.
@@ -139,13 +133,13 @@ class Requests:
             company=request.company,
             gone=self._owners.gone if request.redelivered else frozenset(),
         )
-        applied = await _patiently(self._repository.turns.apply(request.run_id, claim))
+        applied = await patiently(self._repository.turns.apply(request.run_id, claim))
         if applied is not None and applied.verdict == "busy" and claim.redelivered:
             state = applied.turn.state()
             is_same = claim.job_message_id == state.job_message_id
             if is_same and state.owner is not None and await self._owners.is_gone(state.owner):
                 gone = frozenset((state.owner,))
-                applied = await _patiently(self._repository.turns.apply(request.run_id, replace(claim, gone=gone)))
+                applied = await patiently(self._repository.turns.apply(request.run_id, replace(claim, gone=gone)))
         if applied is None or applied.verdict == "over":
             if applied is not None and applied.turn.is_erased:
                 await self._repository.erasing.job_gone(request.run_id)
@@ -193,12 +187,4 @@ class Requests:
 
     async def replay_dead_letter(self, request: ReplayDeadLetter) -> DeadLetter:
         """Tries a dead message again."""
-        return await _patiently(self._dead_letters.replay(request.dead_letter_id))
-
-
-async def _patiently(write: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(WRITE_PATIENCE_S):
-            return await write
-    except TimeoutError:
-        raise refused("unavailable", "the database does not answer", retry_after_s=2) from None
+        return await patiently(self._dead_letters.replay(request.dead_letter_id))

@@ -1,9 +1,8 @@
 """Answers the requests about single turns, one function per message."""
 
-import asyncio
-
 from services.conversation_store.documents.new_turns import recorded_turn, recording_hash
 from services.conversation_store.documents.turns import Turn
+from services.conversation_store.handlers.patience import patiently
 from services.conversation_store.housekeeping.erasure import Erasures
 from services.conversation_store.knowledge.retrieval import Retrieval
 from services.conversation_store.paging import cursor, cut, position
@@ -15,9 +14,6 @@ from shared.contracts.resources import Turn as TurnResource
 from shared.contracts.resources import TurnPage
 from shared.contracts.store import Done
 from shared.contracts.turns import DeleteTurn, GetTurn, ListTurns, RecordTurn, UpdateTurn
-
-WRITE_PATIENCE_S = 10.0
-"""Longer than callers wait; what is then not written will be, and all of it may be repeated."""
 
 RACES = 24
 """So often another turn may take the place of one that is to be recorded before its sender is told to come again."""
@@ -91,10 +87,7 @@ class TurnRequests:
             seq = await self._free_place(request)
             document = recorded_turn(request, seq=seq, now=self._repository.turns.clock.now())
             try:
-                async with asyncio.timeout(WRITE_PATIENCE_S):
-                    await self._repository.turns.insert(document)
-            except TimeoutError:
-                raise refused("unavailable", "the database does not answer", retry_after_s=2) from None
+                await patiently(self._repository.turns.insert(document))
             except DuplicateTurn:
                 continue  # another turn took the place, or this one is there already
             self._repository.turns.touch(request.conversation_id, document["created_at"])
