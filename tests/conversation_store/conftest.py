@@ -56,6 +56,13 @@ async def databases(backend: Backend) -> AsyncIterator[Databases]:
         yield Databases(backend, made)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passages are found also where this machine has much else to do; in earnest a turn goes on without them sooner."""
+    monkeypatch.setattr("services.conversation_store.retrieval.PATIENCE_S", 4.0)
+    monkeypatch.setattr("services.conversation_store.retrieval.EMBED_PATIENCE_S", 3.0)
+
+
 @pytest.fixture
 async def migrated(databases: Databases) -> AsyncIterator[str]:
     """The address of a database that `migrate` has prepared."""
