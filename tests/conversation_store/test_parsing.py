@@ -102,7 +102,7 @@ async def test_a_file_that_takes_too_long_is_given_up_and_its_process_ended() ->
     begun = time.monotonic()
     with pytest.raises(Unreadable, match=r"longer than 0\.5 seconds"):
         await Parser(Limits(seconds=0.5)).text("html", b"<p><b>" * 700_000)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     assert not any(PROGRAM in child.cmdline() for child in psutil.Process().children())
 
 
