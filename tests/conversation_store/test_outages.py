@@ -11,7 +11,6 @@ import pymongo
 import pytest
 from prometheus_client import REGISTRY
 
-from infra.local.mongod import Mongod, find_mongod
 from services.conversation_store.documents import Frozen, new_turn
 from services.conversation_store.repository import TurnCommits, connected, migrate, open_repository
 from services.conversation_store.repository.database import OPERATION_TIMEOUT_MS, READ_TIMEOUT_S
@@ -21,29 +20,18 @@ from shared.contracts.problems import ServiceError
 from shared.contracts.store import GetRun, ListDeadLetters, Ping, SubmitTurn
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded
 from tests.conversation_store.making import TENANT, claim_run, create_conversation, finish_run, in_seconds, submit_turn
-from tests.stack.freezing import freeze, thaw
+from tests.stack.backends import Backend
+from tests.stack.own_mongod import OwnMongod, own_mongod
 from tests.stack.rooms import Vhost
 
 
-class OwnMongod(Mongod):
-    """One that can be frozen: its connections stay open, and nothing comes."""
-
-    def freeze(self) -> None:
-        assert self.pid is not None
-        freeze(self.pid)
-
-    def thaw(self) -> None:
-        assert self.pid is not None
-        thaw(self.pid)
-
-
 @pytest.fixture
-async def mongod(tmp_path: Path) -> AsyncIterator[OwnMongod]:
-    if find_mongod() is None:
+async def mongod(backend: Backend, tmp_path: Path) -> AsyncIterator[OwnMongod]:
+    mongod = own_mongod(backend, tmp_path / "mongod")
+    if mongod is None:
         pytest.skip("no mongod here that a test may freeze")
-    mongod = OwnMongod(tmp_path / "mongod")
-    await asyncio.to_thread(mongod.start)
     try:
+        await asyncio.to_thread(mongod.start)
         async with connected(mongod.url("parley")) as database:
             await migrate(database)
         yield mongod
