@@ -165,7 +165,8 @@ async def test_line_counts_as_much_as_the_queue_for_its_own_tenant_and_for_no_ot
     async with surrounded(vhost, migrated, slots=SLOTS, jobs_max=9) as around:
         await backlog(around, 6)
         with pytest.raises(ServiceError) as refusal:
-            for _ in range(4):
+            # Those in the queue count as long as no worker has fetched them; there are never as many of them.
+            for _ in range(9):
                 await around.api.call(submit_turn(tenant="a"))
         assert refusal.value.problem.code == "overloaded"
         assert (await around.api.call(submit_turn(tenant="b"))).run.status == "queued"
