@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     parallel.prepare(config)
     # With every variable in it, as is usual at a terminal, a traceback takes seconds in which the loop stands still.
     [*others, _] = structlog.get_config()["processors"]
-    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*others, plain])
     # A run that is told to end ends as by Ctrl-C: with its fixtures' clean-up, which stops what they started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

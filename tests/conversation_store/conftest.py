@@ -117,7 +117,8 @@ async def surrounded(
 ) -> AsyncIterator[Surroundings]:
     """A store in this process on the vhost and the database, which is migrated, with others around it.
 
-    works: the worker takes jobs from the start. slots: what it says that it does at once.
+    works: the worker takes jobs from the start. slots: what it says that it does at once. Nobody renews what it claims:
+    if no pace is given it is not taken for lost, however long the test takes.
     """
     given = {
         "amqp_url": vhost.amqp_url("parley-store"),
@@ -128,7 +129,7 @@ async def surrounded(
     }
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve(StoreSettings(**(given | settings)), stop, pace=pace))
+        tasks.create_task(serve(StoreSettings(**(given | settings)), stop, pace=pace or Pace(calm=600)))
         try:
             async with (
                 open_broker(vhost.amqp_url("parley-api"), "api") as api,
