@@ -50,7 +50,7 @@ Database = AsyncDatabase[dict[str, Any]]
 MARK = "zanzibar"
 MANY = 10_000
 LONG_S = 120
-"""Seconds on a quiet machine, for as many as that."""
+"""So many are deleted in a few seconds, where the machine has nothing else to do."""
 QUEUES = (JOBS, STORE_RESULTS, STORE_INTAKE, "chat.dead-letters")
 HASTE = Pace(every=0.1, calm=0.1, settled=0.0, tidy_every=0.1)
 
