@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+import structlog
 
 from tests import parallel
 from tests.fakes.upstream import FakeUpstream
@@ -27,6 +28,10 @@ def pytest_configure(config: pytest.Config) -> None:
     _choose(config)
     config.stash[_STACKS] = []
     parallel.prepare(config)
+    # With every variable in it, as is usual at a terminal, a traceback takes seconds in which the loop stands still.
+    [*others, _] = structlog.get_config()["processors"]
+    plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(processors=[*others, plain])
     # A run that is told to end ends as by Ctrl-C: with its fixtures' clean-up, which stops what they started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 

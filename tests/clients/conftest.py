@@ -81,12 +81,15 @@ async def worker_dies(house: Stack) -> AsyncIterator[WorkerDies]:
         (worker,) = (worker for worker in house.workers if worker.made(call))
         worker.kill()
         await worker.wait_exit()
+        await house.upstream.wait_ended(held.tag)
         died.append((held, shown))
         await house.upstream.gate(held.tag).open()
         worker.restart()
 
     yield kill
     for held, shown in died:
+        for number in range(len(house.upstream.requests(held.tag))):
+            await house.upstream.wait_ended(held.tag, request=number)
         first, *others = house.upstream.requests(held.tag)
         (last,) = (call for call in others if call.outcome == "answered")
         assert first.outcome == "client_left"

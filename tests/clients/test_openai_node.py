@@ -36,11 +36,13 @@ async def test_chat_completion_is_answered_whole(client: Client, tag: str) -> No
     assert said["of parts"] == second.text
 
 
-async def test_chat_completion_is_streamed(client: Client, tag: str) -> None:
-    script = Script(tag=tag, tokens=60, drip_s=0.005)
-    said = await client.run("ask", MODEL, script.model)
+async def test_chat_completion_is_streamed(client: Client, house: Stack, tag: str) -> None:
+    script = Script(tag=tag, tokens=60, hold_after=30)
+    async with client.start("ask", MODEL, script.model) as program:
+        await program.until(lambda said: said.text == expected_text(30, tag))
+        await house.upstream.gate(tag).open()
+        said = await program.end()
     assert said.text == script.text
-    assert len(said.all("piece")) > 10
     assert (said["finish"], said["usage"]["completion_tokens"]) == ("stop", script.tokens)
 
 

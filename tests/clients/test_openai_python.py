@@ -39,11 +39,13 @@ async def test_chat_completion_is_answered_whole(client: Client, tag: str) -> No
 
 
 @pytest.mark.parametrize("usage", [True, False])
-async def test_chat_completion_is_streamed(client: Client, tag: str, usage: bool) -> None:
-    script = Script(tag=tag, tokens=60, drip_s=0.005)
-    said = await client.run("ask" if usage else "stream", MODEL, script.model)
+async def test_chat_completion_is_streamed(client: Client, house: Stack, tag: str, usage: bool) -> None:
+    script = Script(tag=tag, tokens=60, hold_after=30)
+    async with client.start("ask" if usage else "stream", MODEL, script.model) as program:
+        await program.until(lambda said: said.text == expected_text(30, tag))
+        await house.upstream.gate(tag).open()
+        said = await program.end()
     assert said.text == script.text
-    assert len(said.all("piece")) > 10
     assert (said["finish"], said["last"]) == ("stop", ["chat.completion.chunk", MODEL])
     assert [told["completion_tokens"] for told in said.all("usage")] == ([script.tokens] if usage else [])
 
@@ -196,6 +198,8 @@ async def test_background_response_is_cancelled(client: Client, house: Stack, ta
     assert said["asked"] in ("in_progress", "cancelled")
     assert said["ended"] == "cancelled"
     # If it had come as far as the model server, that was told to stop.
+    for number in range(len(house.upstream.requests(tag))):
+        await house.upstream.wait_ended(tag, request=number)
     assert {call.outcome for call in house.upstream.requests(tag)} <= {"client_left"}
 
 

@@ -56,6 +56,13 @@ async def databases(backend: Backend) -> AsyncIterator[Databases]:
         yield Databases(backend, made)
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passages are found also where this machine has much else to do; in earnest a turn goes on without them sooner."""
+    monkeypatch.setattr("services.conversation_store.knowledge.retrieval.PATIENCE_S", 4.0)
+    monkeypatch.setattr("services.conversation_store.knowledge.retrieval.EMBED_PATIENCE_S", 3.0)
+
+
 @pytest.fixture
 async def migrated(databases: Databases) -> AsyncIterator[str]:
     """The address of a database that `migrate` has prepared."""
@@ -110,7 +117,8 @@ async def surrounded(
 ) -> AsyncIterator[Surroundings]:
     """A store in this process on the vhost and the database, which is migrated, with others around it.
 
-    works: the worker takes jobs from the start. slots: what it says that it does at once.
+    works: the worker takes jobs from the start. slots: what it says that it does at once. Nobody renews what it claims:
+    if no pace is given it is not taken for lost, however long the test takes.
     """
     given = {
         "amqp_url": vhost.amqp_url("parley-store"),
@@ -121,7 +129,7 @@ async def surrounded(
     }
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(serve(StoreSettings(**(given | settings)), stop, pace=pace))
+        tasks.create_task(serve(StoreSettings(**(given | settings)), stop, pace=pace or Pace(calm=600)))
         try:
             async with (
                 open_broker(vhost.amqp_url("parley-api"), "api") as api,

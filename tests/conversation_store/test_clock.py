@@ -9,7 +9,7 @@ from services.conversation_store.repository import Repository
 from services.conversation_store.repository.clock import DatabaseClock
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-A_MOMENT = timedelta(seconds=0.5)
+A_MOMENT = timedelta(seconds=5)
 
 
 def looked(clock: DatabaseClock, told: datetime, *, took: float = 0.0) -> None:

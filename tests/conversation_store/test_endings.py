@@ -38,8 +38,10 @@ async def test_same_result_again_is_said_again_and_changes_nothing(around: Surro
     await around.worker.call(claim_run(command.run_id))
     for _ in range(2):
         await around.worker.publish(finish_run(command.run_id, "once"))
-    first, second = await around.frame(), await around.frame()
-    assert first == second
+    said: list[dict[str, Any]] = []
+    while len(said) < 2:  # in one frame or in two
+        said += (await around.frame())["events"]
+    assert said == [said[0]] * 2
     assert (await around.api.call(GetRun(tenant=TENANT, run_id=command.run_id))).output == "once"
 
 

@@ -215,7 +215,7 @@ async def published_again(around: Surroundings, documents: Database, turn: Submi
 
 
 async def test_with_an_embedding_model_passages_are_found_that_share_no_word_which_the_search_knows(
-    vhost: Vhost, migrated: str
+    vhost: Vhost, migrated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedder = Embedder()
     async with surrounded(vhost, migrated, embedding_model="fake-embedding") as around:
@@ -237,5 +237,6 @@ async def test_with_an_embedding_model_passages_are_found_that_share_no_word_whi
             assert len(accepted.run.citations) == 1
             await around.job()
         # No worker is there that would answer.
+        monkeypatch.setattr("services.conversation_store.knowledge.retrieval.EMBED_PATIENCE_S", 0.5)
         _, accepted = await asked(around, chatbot, "What is the question?")
         assert len(accepted.run.citations) == 1

@@ -58,6 +58,7 @@ async def indexes(database: str) -> dict[str, Any]:
         return dict(await client.get_default_database().turns.index_information())
 
 
+@pytest.mark.timeout(180)
 async def test_four_processes_migrate_at_once_and_once_more(database: str) -> None:
     results = await asyncio.gather(*(migrate_process(database) for _ in range(4)))
     assert [code for code, _ in results] == [0] * 4, results

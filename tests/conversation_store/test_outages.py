@@ -1,8 +1,6 @@
 """What happens to turns and results while the database is away: a mongod of the test's own is frozen and thawed."""
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,39 +11,27 @@ import pymongo
 import pytest
 from prometheus_client import REGISTRY
 
-from infra.local.mongod import Mongod, find_mongod
 from services.conversation_store.documents.new_turns import Frozen, new_turn
 from services.conversation_store.repository import TurnCommits, connected, migrate, open_repository
+from services.conversation_store.repository.database import OPERATION_TIMEOUT_MS, READ_TIMEOUT_S
 from services.conversation_store.runs.submission import AT_ONCE
 from services.conversation_store.turns.state import Command, Withdraw
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import GetRun, ListDeadLetters, Ping, SubmitTurn
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded
 from tests.conversation_store.making import TENANT, claim_run, create_conversation, finish_run, in_seconds, submit_turn
+from tests.stack.backends import Backend
+from tests.stack.own_mongod import OwnMongod, own_mongod
 from tests.stack.rooms import Vhost
 
 
-class OwnMongod(Mongod):
-    """One that can be frozen: its connections stay open, and nothing comes."""
-
-    def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
-
-
 @pytest.fixture
-async def mongod(tmp_path: Path) -> AsyncIterator[OwnMongod]:
-    if find_mongod() is None:
+async def mongod(backend: Backend, tmp_path: Path) -> AsyncIterator[OwnMongod]:
+    mongod = own_mongod(backend, tmp_path / "mongod")
+    if mongod is None:
         pytest.skip("no mongod here that a test may freeze")
-    mongod = OwnMongod(tmp_path / "mongod")
-    await asyncio.to_thread(mongod.start)
     try:
+        await asyncio.to_thread(mongod.start)
         async with connected(mongod.url("parley")) as database:
             await migrate(database)
         yield mongod
@@ -123,7 +109,7 @@ async def until_queues(vhost: Vhost, **wanted: tuple[int, int]) -> None:
 async def test_turn_that_is_committed_after_its_submitter_has_left_is_withdrawn(
     around: Surroundings, mongod: OwnMongod
 ) -> None:
-    command = submit_turn(reply_by=in_seconds(2), idempotency_key="k")
+    command = submit_turn(reply_by=in_seconds(4), idempotency_key="k")
     mongod.freeze()
     assert await refused(around, command) == "unavailable"
     mongod.thaw()
@@ -143,11 +129,11 @@ async def test_of_a_crowd_that_comes_at_once_only_those_whose_time_suffices_are_
     codes = await asyncio.gather(*(refused(around, command) for command in crowd))
     assert set(codes) == {"unavailable"}
     mongod.thaw()
-    await until_cancelled(around, crowd[0])
+    # They go in several writes, of which one may be done long before another.
+    await asyncio.gather(*(until_cancelled(around, command) for command in crowd[:AT_ONCE]))
     accepted = await around.api.call(submit_turn(), timeout=DEADLINE_S)
     assert (await around.job()).run_id == accepted.run.id
-    known = await asyncio.gather(*(is_known(around, command) for command in crowd))
-    assert known == [True] * AT_ONCE + [False] * 40
+    assert not any(await asyncio.gather(*(is_known(around, command) for command in crowd[AT_ONCE:])))
 
 
 @pytest.mark.timeout(120)
@@ -162,7 +148,7 @@ async def test_late_turn_stays_if_the_same_request_was_answered_with_it_meanwhil
         return await apply(commits, run_id, command, tenant=tenant)
 
     monkeypatch.setattr(TurnCommits, "apply", later)
-    late = submit_turn(reply_by=in_seconds(2), idempotency_key="k")
+    late = submit_turn(reply_by=in_seconds(4), idempotency_key="k")
     mongod.freeze()
     assert await refused(around, late) == "unavailable"
     mongod.thaw()
@@ -230,10 +216,10 @@ async def test_turn_whose_first_insert_came_through_unnoticed_is_withdrawn_too(
     vhost: Vhost, mongod: OwnMongod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The driver gives its first try up, and the next one meets what that has left behind.
-    monkeypatch.setattr("services.conversation_store.repository.database.OPERATION_TIMEOUT_MS", 1_000)
+    monkeypatch.setattr("services.conversation_store.repository.database.OPERATION_TIMEOUT_MS", 2_000)
     retried = REGISTRY.get_sample_value("parley_store_batches_retried_total", {"kind": "insert"}) or 0
     async with surrounded(vhost, mongod.url("parley")) as around:
-        command = submit_turn(reply_by=in_seconds(4), idempotency_key="k")
+        command = submit_turn(reply_by=in_seconds(6), idempotency_key="k")
         mongod.freeze()
         try:
             assert await refused(around, command) == "unavailable"
@@ -248,7 +234,7 @@ async def test_turn_whose_first_insert_came_through_unnoticed_is_withdrawn_too(
 async def test_stop_does_not_wait_for_each_of_many_writes_while_the_database_is_away(
     mongod: OwnMongod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.conversation_store.repository.database.OPERATION_TIMEOUT_MS", 1_000)
+    monkeypatch.setattr("services.conversation_store.repository.database.OPERATION_TIMEOUT_MS", 2_000)
     async with open_repository(mongod.url("parley")) as repository:
         mongod.freeze()
         turns = [
@@ -261,16 +247,22 @@ async def test_stop_does_not_wait_for_each_of_many_writes_while_the_database_is_
     mongod.thaw()
     outcomes = await asyncio.gather(*inserting, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {ServiceError}
-    assert took < 6, "twenty batches, two at a time, took a second each"
+    assert took < 12, "twenty batches, two at a time, took two seconds each"
 
 
 @pytest.mark.timeout(120)
-async def test_reads_are_refused_within_their_callers_patience(around: Surroundings, mongod: OwnMongod) -> None:
+async def test_reads_are_refused_within_their_callers_patience(
+    around: Surroundings, mongod: OwnMongod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert READ_TIMEOUT_S < 5, "so long callers wait"
     conversation = await around.api.call(create_conversation())
     mongod.freeze()
-    asked = submit_turn(conversation_id=conversation.id, reply_by=in_seconds(4.5))
-    async with asyncio.timeout(5):
-        codes = await asyncio.gather(*(refused(around, request) for request in (Ping(), asked)))
+    asked = submit_turn(conversation_id=conversation.id, reply_by=in_seconds(60))
+    # Far below what any other operation may take, so that this machine's pace does not matter.
+    with monkeypatch.context() as sooner:
+        sooner.setattr("services.conversation_store.repository.database.READ_TIMEOUT_S", 1.0)
+        async with asyncio.timeout(OPERATION_TIMEOUT_MS / 1000 - 1):
+            codes = await asyncio.gather(*(refused(around, request) for request in (Ping(), asked)))
     assert set(codes) == {"unavailable"}
     mongod.thaw()
     await around.api.call(Ping(), timeout=DEADLINE_S)

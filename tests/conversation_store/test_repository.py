@@ -109,7 +109,7 @@ async def test_turn_goes_from_claim_to_finish(repository: Repository, documents:
     assert claimed.turn.state().owner == "w1"
     state = claimed.turn.state()
     assert state.renewed_at is not None
-    assert abs(state.renewed_at - datetime.now(UTC)) < timedelta(seconds=3)
+    assert abs(state.renewed_at - datetime.now(UTC)) < timedelta(seconds=30)
     assert state.next_check == state.renewed_at + LEASE
     watched = await applied(repository.turns.apply(command.run_id, Watch("api-2"), tenant=TENANT))
     assert watched.turn.state().subscribers == ("api-1", "api-2")
@@ -196,14 +196,14 @@ async def test_marks_are_written_without_touching_the_state(repository: Reposito
     repository.turns.touch(conversation.conversation_id, later - timedelta(seconds=9))
     assert (await stored(repository, command.run_id)).owes_outcome
     await repository.turns.mark_told(command.run_id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not (await stored(repository, command.run_id)).is_published:  # the database has no event
             await asyncio.sleep(0.02)
     turn = await documents.turns.find_one({"_id": command.run_id})
     assert turn is not None
     assert "outcome_pending" not in turn
     assert turn["revision"] == 2
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             found = await repository.conversations.get(TENANT, conversation.conversation_id)
             assert found is not None

@@ -1,10 +1,10 @@
 """What dies halfway is found by a sweeper and brought to its end: half-steps are made in the database, then swept."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -149,9 +149,11 @@ async def test_lost_run_is_published_once_for_each_attempt(around: Surroundings,
 
 async def test_run_that_its_worker_renews_is_left_alone(around: Surroundings, documents: Database) -> None:
     command = submit_turn()
-    await insert(documents, running(command))
+    await insert(documents, running(command, next_check=in_seconds(60)))
     progress = RunProgress(run_id=command.run_id, attempt=1, base=0, offset=0, text="", tokens=0)
     await around.worker.call(Checkpoint(worker="w1", runs=(progress,), finished=()))
+    # Only now, so that no sweep is faster than its worker.
+    await documents.turns.update_one({"_id": command.run_id}, {"$set": {"next_check": LONG_AGO}})
     async with asyncio.timeout(DEADLINE_S):
         while (await stored(documents, command))["next_check"] < present():
             await asyncio.sleep(0.02)
@@ -228,6 +230,8 @@ async def test_two_stores_publish_each_lost_turn_once(vhost: Vhost, migrated: st
         await insert(documents, *map(left_undone, commands))
         async with asyncio.timeout(DEADLINE_S):
             while await documents.turns.count_documents({"published": True}) < len(commands):
+                await asyncio.sleep(0.02)
+            while around.jobs.qsize() + other.jobs.qsize() < len(commands):  # the last may still be on their way
                 await asyncio.sleep(0.02)
         jobs = [*_taken(around.jobs), *_taken(other.jobs)]
     assert sorted(jobs) == sorted(command.run_id for command in commands)
@@ -337,42 +341,65 @@ def is_untouched(turn: Document) -> bool:
     return bool(turn["status"] == "running" and turn["next_check"] == LONG_AGO)
 
 
-CALM_S = 0.5
+EARNEST = Pace()
+"""As in earnest: for as long as that takes, the test moves the clock itself."""
 
 
-async def until_calm(one: Sweeper, pace: float = 0.1) -> None:
-    """Rounds, as many as it takes for all to have gone well for long enough."""
-    until = time.monotonic() + CALM_S + 0.1
-    while time.monotonic() < until:
+class SweepersTime:
+    """What sweepers take for the time; it stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        # In whole seconds, whose sums are exact.
+        self._now = float(math.floor(time.monotonic()))
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def passes(self, seconds: float) -> None:
+        self._now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SweepersTime:
+    """So that no pause of this machine is taken for trouble, and none for a time in which all went well."""
+    clock = SweepersTime()
+    monkeypatch.setattr("services.conversation_store.housekeeping.sweeper.time", clock)
+    return clock
+
+
+async def sweep_for(seconds: float, one: Sweeper, clock: SweepersTime) -> None:
+    """Rounds at the usual pace for so long, and one at the end."""
+    for _ in range(math.ceil(seconds / EARNEST.every)):
         await one.sweep()
-        await asyncio.sleep(pace)
+        clock.passes(EARNEST.every)
+    await one.sweep()
 
 
 async def test_running_turns_are_left_alone_until_all_has_gone_well_for_a_while(
-    vhost: Vhost, migrated: str, documents: Database
+    vhost: Vhost, migrated: str, documents: Database, clock: SweepersTime
 ) -> None:
     lapsed, unpublished = submit_turn(), submit_turn()
     await insert(documents, running(lapsed, deadline=in_seconds(-1)), left_undone(unpublished))
-    async with sweeper(vhost, migrated, replace(QUICK, calm=CALM_S)) as (one, _, _):
-        await one.sweep()
+    async with sweeper(vhost, migrated, EARNEST) as (one, _, _):
+        await sweep_for(EARNEST.calm - 1, one, clock)
         assert is_untouched(await stored(documents, lapsed))
         assert (await stored(documents, unpublished))["next_check"] > LONG_AGO, "what nobody has is looked after"
-        await until_calm(one)
+        await sweep_for(1, one, clock)
     assert (await stored(documents, lapsed))["status"] == "failed"
 
 
 async def test_no_turn_is_looked_after_until_late_ones_can_have_been_withdrawn(
-    vhost: Vhost, migrated: str, documents: Database
+    vhost: Vhost, migrated: str, documents: Database, clock: SweepersTime
 ) -> None:
     late = submit_turn()
-    async with sweeper(vhost, migrated, replace(QUICK, settled=CALM_S)) as (one, repository, _):
+    async with sweeper(vhost, migrated, EARNEST) as (one, repository, _):
         await one.sweep()
         # A write of this store has no outcome; what was inserted, and by whom, it finds out a moment later.
-        repository.turns.failed_at = time.monotonic()
+        repository.turns.failed_at = clock.monotonic()
         await insert(documents, left_undone(late))
-        await one.sweep()
+        await sweep_for(EARNEST.settled - 1, one, clock)
         assert (await stored(documents, late))["next_check"] == LONG_AGO
-        await until_calm(one)
+        await sweep_for(1, one, clock)
     assert (await stored(documents, late))["next_check"] > LONG_AGO
 
 
@@ -397,66 +424,68 @@ async def test_turn_that_cannot_be_looked_after_keeps_nobody_from_the_others(
 
 
 async def test_tidying_that_takes_too_long_does_not_hold_up_the_repair_of_runs(
-    vhost: Vhost, migrated: str, documents: Database, monkeypatch: pytest.MonkeyPatch
+    vhost: Vhost, migrated: str, documents: Database, clock: SweepersTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def too_long(*_: Any) -> int:
         raise refused("unavailable", "the database does not answer")
 
     lapsed = submit_turn()
-    async with sweeper(vhost, migrated, replace(QUICK, calm=CALM_S)) as (one, repository, _):
+    async with sweeper(vhost, migrated, EARNEST) as (one, repository, _):
         monkeypatch.setattr(repository.sweeps, "forget_keys", too_long)
-        await until_calm(one)
+        await sweep_for(EARNEST.calm, one, clock)
         await insert(documents, running(lapsed, deadline=in_seconds(-1)))
         await one.sweep()
     assert (await stored(documents, lapsed))["status"] == "failed"
 
 
 async def test_running_turns_are_left_alone_after_a_round_that_was_late(
-    vhost: Vhost, migrated: str, documents: Database
+    vhost: Vhost, migrated: str, documents: Database, clock: SweepersTime
 ) -> None:
     lapsed = submit_turn()
-    async with sweeper(vhost, migrated, replace(QUICK, calm=CALM_S, late=1.0)) as (one, _, _):
-        await until_calm(one)
+    async with sweeper(vhost, migrated, EARNEST) as (one, _, _):
+        await sweep_for(EARNEST.calm, one, clock)
         await insert(documents, running(lapsed, deadline=in_seconds(-1)))
-        time.sleep(1.1)  # noqa: ASYNC251  # the loop stands still, as it does in a process that is stopped
-        await one.sweep()
+        # The loop stood still, as it does in a process that is stopped.
+        clock.passes(EARNEST.late + 1)
+        await sweep_for(EARNEST.calm - 1, one, clock)
         assert is_untouched(await stored(documents, lapsed))
-        await until_calm(one)
+        await sweep_for(1, one, clock)
     assert (await stored(documents, lapsed))["status"] == "failed"
 
 
 async def test_running_turns_are_left_alone_while_results_wait_to_be_committed(
-    vhost: Vhost, migrated: str, documents: Database
+    vhost: Vhost, migrated: str, documents: Database, clock: SweepersTime
 ) -> None:
     command = submit_turn()
     await insert(documents, running(command, deadline=in_seconds(-1)))
     async with (
-        sweeper(vhost, migrated, replace(QUICK, calm=CALM_S)) as (one, _, broker),
+        sweeper(vhost, migrated, EARNEST) as (one, _, broker),
         open_broker(vhost.amqp_url("parley-worker"), "inference_worker") as worker,
     ):
         await worker.publish(finish_run(command.run_id))
-        await until_calm(one)
+        await sweep_for(EARNEST.calm, one, clock)
         assert is_untouched(await stored(documents, command))
         taken: asyncio.Queue[Any] = asyncio.Queue()
         async with broker.working(FinishRun, taken.put_nowait, prefetch=1):
-            await (await taken.get()).ack()
-        await until_calm(one)
-    assert (await stored(documents, command))["status"] == "failed"
+            await (await asyncio.wait_for(taken.get(), DEADLINE_S)).ack()
+        async with asyncio.timeout(DEADLINE_S):
+            while (await stored(documents, command))["status"] != "failed":
+                await one.sweep()
 
 
 async def test_running_turns_are_left_alone_after_the_broker_gave_no_answer(
-    vhost: Vhost, migrated: str, documents: Database, monkeypatch: pytest.MonkeyPatch
+    vhost: Vhost, migrated: str, documents: Database, clock: SweepersTime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lapsed = submit_turn()
-    async with sweeper(vhost, migrated, replace(QUICK, calm=CALM_S)) as (one, _, _):
-        await until_calm(one)
+    async with sweeper(vhost, migrated, EARNEST) as (one, _, _):
+        await sweep_for(EARNEST.calm, one, clock)
         await insert(documents, running(lapsed, deadline=in_seconds(-1)))
         with monkeypatch.context() as patched:
             patched.setattr("services.conversation_store.housekeeping.sweeper.JOBS", "no.such.queue")
             await one.sweep()
-        await one.sweep()
+        await sweep_for(EARNEST.calm - 1, one, clock)
         assert is_untouched(await stored(documents, lapsed))
-        await until_calm(one)
+        await sweep_for(1, one, clock)
     assert (await stored(documents, lapsed))["status"] == "failed"
 
 

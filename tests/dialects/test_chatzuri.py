@@ -174,7 +174,7 @@ async def test_second_message_waits_for_the_first_one_of_its_conversation(
         heard = Heard(response.status, response.headers)
         await read_until(heard, response, b"w0")
         second = asyncio.create_task(chat(session, chatbot["id"], conversationId="c"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len((await conversations(session, chatbot["id"]))[0]["messages"]) < 3:
                 await asyncio.sleep(0.02)
         assert len(house.upstream.requests(tag)) == 1
@@ -200,7 +200,7 @@ async def test_client_that_leaves_stops_the_answer_unless_it_is_kept(
         return
     await house.upstream.gate(tag).open()
     assert (await house.upstream.wait_ended(tag)).outcome == "answered"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await conversations(session, chatbot["id"]))[0]["messages"][-1]["content"] != expected_text(3, tag):
             await asyncio.sleep(0.02)
 

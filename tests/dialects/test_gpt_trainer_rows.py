@@ -467,7 +467,7 @@ async def test_a_second_question_waits_for_the_first_ones_answer(
     first = asyncio.create_task(client.ask(made, "one"))
     await house.upstream.wait_written(tag, 1)
     second = asyncio.create_task(client.ask(made, "two"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(await client.messages(made)) < 2:
             await asyncio.sleep(0.02)
     await house.upstream.gate(tag).open()

@@ -443,7 +443,7 @@ async def test_client_that_leaves_stops_its_answer(
         run_id = response.headers["X-Parley-Run-Id"]
         await house.upstream.wait_written(tag, 5)
     await house.upstream.wait_ended(tag)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await got(session, f"/chat/v1/runs/{run_id}"))["status"] != "cancelled":
             await asyncio.sleep(0.05)
 

@@ -1,8 +1,6 @@
 """The RabbitMQ and the MongoDB that the fault suite may break, and every way in which it does."""
 
 import asyncio
-import os
-import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -15,6 +13,7 @@ from infra.local.mongod import Mongod
 from infra.local.process import tail
 from infra.local.rabbitmq import RabbitMQ
 from tests.stack.backends import FIGURES_S, Backend
+from tests.stack.freezing import freeze, thaw
 
 _CTL = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
 _START_S = 120.0
@@ -112,11 +111,11 @@ class DatabaseNode(Mongod):
 
 @contextmanager
 def _frozen(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        thaw(pid)
 
 
 @asynccontextmanager
@@ -133,5 +132,5 @@ async def own_nodes(folder: Path) -> AsyncIterator[tuple[BrokerNode, DatabaseNod
         # A frozen process would not end, and would be left behind.
         for node in (broker, database):
             if node.pid is not None:
-                os.kill(node.pid, signal.SIGCONT)
+                thaw(node.pid)
             await asyncio.to_thread(node.kill)

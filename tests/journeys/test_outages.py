@@ -1,8 +1,6 @@
 """Broker or store away: a clear 503 in time, nothing half-written; and after a restart of the broker all is well."""
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
@@ -19,6 +17,7 @@ from tests.conftest import open_stack
 from tests.fakes.script import Script, expected_text
 from tests.stack.backends import FIGURES_S, Backend
 from tests.stack.client import NativeClient, Reply
+from tests.stack.freezing import freeze, thaw
 from tests.stack.services import Stack
 
 ANSWERED_WITHIN_S = 5.0 + 1.0
@@ -177,18 +176,18 @@ async def test_database_that_hangs_is_503_in_time_with_nothing_half_written(
         assert node.pid is not None
         stack = await open_stack(request, ending, replace(backend, mongodb_url=node.url()), tmp_path, {})
         await stack.start_ready()
-        ending.callback(os.kill, node.pid, signal.SIGCONT)
+        ending.callback(thaw, node.pid)
         async with stack.client() as client:
             conversation_id = (await client.create_conversation())["id"]
             messages = f"/conversations/{conversation_id}/messages"
-            os.kill(node.pid, signal.SIGSTOP)
+            freeze(node.pid)
             calls = [timed(client, "POST", messages, Script(tag=tag), stream=n == 0) for n in range(2)]
             calls += [timed(client, "POST", "/conversations"), timed(client, "GET", messages)]
             for reply, took_s in await asyncio.gather(*calls):
                 assert_unavailable(reply, took_s)
             for service in (*stack.stores, *stack.apis):
                 assert await readiness(service.url) == 503
-            os.kill(node.pid, signal.SIGCONT)
+            thaw(node.pid)
             for service in stack.services:
                 await service.wait_ready()
             answered = await client.post(conversation_id, "again", model=Script(tag=f"{tag}again").model)

@@ -56,6 +56,8 @@ class Backend:
     mongodb_url: str
     """A replica set, without a database."""
     owned: bool
+    mongodb_image: str | None = None
+    """Of what a database of a test's own is made; None = it is a process."""
     service_password: str = field(default_factory=lambda: secrets.token_urlsafe(16), repr=False)
     """Of the services' own users, which all vhosts of a broker share."""
 
@@ -206,19 +208,20 @@ def _containers(environment: Mapping[str, str]) -> Iterator[Backend]:
             place = f"{database.get_container_host_ip()}:{database.get_exposed_port(27017)}"
             mongodb_url = f"mongodb://{place}/?directConnection=true"
             # The management API is there a little before the broker takes connections.
-            _wait(broker, lambda: _broker_answers(management_url, "port-listener/5672"))
-            _wait(database, lambda: _database_takes_writes(mongodb_url))
+            wait_for(broker, lambda: _broker_answers(management_url, "port-listener/5672"))
+            wait_for(database, lambda: database_takes_writes(mongodb_url))
         except Exception as error:
             error.add_note(f"RabbitMQ's container said:\n{_tail(broker)}\nMongoDB's container said:\n{_tail(database)}")
             raise
-        yield Backend(amqp_url, management_url, mongodb_url, owned=True)
+        yield Backend(amqp_url, management_url, mongodb_url, owned=True, mongodb_image=mongodb_image)
 
 
 def _images(environment: Mapping[str, str]) -> list[str]:
     return [environment.get(name) or image for name, image in _IMAGES.items()]
 
 
-def _wait(container: DockerContainer, ready: Callable[[], bool]) -> None:
+def wait_for(container: DockerContainer, ready: Callable[[], bool]) -> None:
+    """Returns once it is ready. Raises TimeoutError if it ends before, or takes too long."""
     deadline = time.monotonic() + _START_S
     while not ready():
         container.reload()
@@ -245,7 +248,7 @@ def _broker_answers(management_url: str, check: str = "local-alarms") -> bool:
         return False
 
 
-def _database_takes_writes(url: str) -> bool:
+def database_takes_writes(url: str) -> bool:
     """Makes a one-node replica set where there is none; true once the node is its primary."""
     try:
         with _mongodb_client(url) as client:

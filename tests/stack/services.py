@@ -21,6 +21,7 @@ from shared import crashpoints
 from tests.fakes.upstream import FakeUpstream, Received
 from tests.stack.backends import Backend
 from tests.stack.client import NativeClient, native_client
+from tests.stack.freezing import freeze
 from tests.stack.rooms import Vhost, fresh_database, fresh_vhost
 
 Name = Literal["api", "conversation_store", "inference_worker"]
@@ -123,7 +124,7 @@ class Service:
 
     def freeze(self) -> None:
         """Stops it from running, its connections left open, until `thaw`."""
-        self._process.send_signal(signal.SIGSTOP)
+        freeze(self.pid)
 
     def thaw(self) -> None:
         """Lets it run on."""

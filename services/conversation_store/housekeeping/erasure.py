@@ -1,6 +1,6 @@
 """Deletes turns, conversations and chatbots with all their texts: at once for readers, then until nothing is left."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Literal
@@ -21,6 +21,10 @@ log = structlog.get_logger(__name__)
 
 AT_ONCE = 50
 """So many conversations, or turns, are cleaned with one write: few enough to be done in a moment."""
+
+FOUND_AT_ONCE = 5_000
+"""So many of a chatbot's are looked for at a time, to be cleaned by and by: each look passes over all that are cleaned
+already, and so takes ever longer."""
 
 CLEANED_AGAIN_AFTER = timedelta(seconds=60)
 """What was on its way into something while it was deleted has arrived by then."""
@@ -130,18 +134,13 @@ class Erasures:
 
         step: called with what each write has removed.
         """
-        while True:
-            ids = await self._erasing.conversations_left(tenant, chatbot_id, AT_ONCE)
-            runs = [] if ids else await self._erasing.turns_left(tenant, chatbot_id, AT_ONCE)
-            if ids:
-                removed = await self._conversations(tenant, ids)
-            elif runs:
-                removed = await self._turns(tenant, runs)
-            else:
-                removed = await self._erasing.letters(tenant, chatbot_id)
-            await step(removed)
-            if not (ids or runs):
-                return
+        while ids := await self._erasing.conversations_left(tenant, chatbot_id, FOUND_AT_ONCE):
+            for some in _in_parts(ids):
+                await step(await self._conversations(tenant, some))
+        while runs := await self._erasing.turns_left(tenant, chatbot_id, FOUND_AT_ONCE):
+            for some in _in_parts(runs):
+                await step(await self._turns(tenant, some))
+        await step(await self._erasing.letters(tenant, chatbot_id))
 
     async def _clean_some(self) -> None:
         """The deleted chatbots that are due, unless another store has them."""
@@ -158,8 +157,7 @@ class Erasures:
         begun = self._now()
 
         async def step(removed: Removed) -> None:
-            await self._erasing.note("chatbot", chatbot.id, removed)
-            await self._erasing.check_chatbot(chatbot.id, self._now() + LEASE)
+            await self._erasing.note("chatbot", chatbot.id, removed, check_at=self._now() + LEASE)
 
         for remove in self._belongings:
             await remove(chatbot.tenant, chatbot.id)
@@ -187,9 +185,13 @@ class Erasures:
         tombstones.sort(key=lambda one: one.tenant)
         for tenant, of_tenant in groupby(tombstones, key=lambda one: one.tenant):
             ids = [one.id for one in of_tenant]
-            for start in range(0, len(ids), AT_ONCE):
-                await clean(tenant, ids[start : start + AT_ONCE])
-                await self._erasing.cleaned(kind, ids[start : start + AT_ONCE])
+            for some in _in_parts(ids):
+                await clean(tenant, some)
+                await self._erasing.cleaned(kind, some)
 
     def _now(self) -> datetime:
         return self._repository.turns.clock.now()
+
+
+def _in_parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE))

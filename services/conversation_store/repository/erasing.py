@@ -97,12 +97,15 @@ class Erasing:
             emptied = await self._letters.update_many({**about, "body": {"$ne": None}}, {"$set": {"body": None}})
         return Removed(dead_letters=emptied.modified_count)
 
-    async def note(self, kind: Kind, id_: str, removed: Removed) -> None:
-        """Adds to what is told of the tombstone."""
+    async def note(self, kind: Kind, id_: str, removed: Removed, *, check_at: datetime | None = None) -> None:
+        """Adds to what is told of the tombstone. check_at: when it is to be looked after next."""
         counts = {f"removed.{name}": count for name, count in removed.model_dump().items() if count}
-        if counts:
+        changes: Document = {"$inc": counts} if counts else {}
+        if check_at is not None:
+            changes["$set"] = {"check_at": check_at}
+        if changes:
             with asking():
-                await self._by_kind[kind].update_one({"_id": id_}, {"$inc": counts})
+                await self._by_kind[kind].update_one({"_id": id_}, changes)
 
     async def live_in(self, tenant: str, conversation_ids: Sequence[str]) -> list[str]:
         """The runs that are at work or wait in these conversations, those that wait first."""
