@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import parallel
 from tests.fakes.upstream import FakeUpstream
@@ -27,6 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
     _choose(config)
     config.stash[_STACKS] = []
     parallel.prepare(config)
+    # How long an example takes says how busy the machine is, and nothing of what it is an example of.
+    settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tests")
     # A run that is told to end ends as by Ctrl-C: with its fixtures' clean-up, which stops what they started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
