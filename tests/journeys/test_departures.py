@@ -145,7 +145,8 @@ async def test_worker_does_not_wait_longer_than_its_drain_for_an_answer_that_nev
         async with client.stream(conversation_id, "hello", model=script.model) as stream:
             await stream.read_text(len(expected_text(5, tag)))
             leaving.terminate()
-            assert await leaving.wait_exit() == 0
+            # Unless told otherwise, it would give its answers 30 s.
+            assert await leaving.wait_exit(timeout=20) == 0
         assert (await parley.upstream.wait_ended(tag)).outcome == "client_left"
         assert (await client.request("DELETE", f"/conversations/{conversation_id}")).status == 204
     await parley.start("inference_worker").wait_ready()
