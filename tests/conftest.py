@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from tests import parallel
 from tests.fakes.upstream import FakeUpstream
@@ -32,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     [*others, _] = structlog.get_config()["processors"]
     plain = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*others, plain])
+    # How long an example takes says how busy the machine is, and nothing of what it is an example of.
+    settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("tests")
     # A run that is told to end ends as by Ctrl-C: with its fixtures' clean-up, which stops what they started.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 

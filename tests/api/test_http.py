@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,12 +15,14 @@ import pytest
 from yarl import URL
 
 from services.api import http as http_module
+from services.api import streams as streams_module
 from services.api.auth import Keys
 from services.api.dialects import Endpoint
 from services.api.dialects.native import Native
 from services.api.dialects.native.resources import PREFIX, native_json
 from services.api.dialects.statuses import STATUS
 from services.api.runs import Runs
+from shared.broker import BrokerError
 from shared.contracts.chatbots import Chatbot, ChatbotPage, GetChatbot, ListChatbots
 from shared.contracts.problems import refused
 from shared.contracts.resources import ConversationPage
@@ -34,9 +37,9 @@ from shared.contracts.store import (
     SubmitTurn,
 )
 from shared.ids import new_id
-from tests.api.conftest import BODY_MAX_BYTES, Peers, a_run, delta, ended, peers_on, started
+from tests.api.conftest import BODY_MAX_BYTES, PATIENCE_S, Peers, a_run, delta, ended, peers_on, started
 from tests.stack.backends import Backend
-from tests.stack.client import NativeClient, native_client
+from tests.stack.client import ANSWERED_WITHIN_S, NativeClient, native_client
 from tests.stack.rooms import fresh_vhost
 
 
@@ -322,7 +325,7 @@ async def test_store_that_does_not_answer_is_503_within_5_s(peers: Peers, sessio
         problem(session, "POST", f"{PREFIX}/conversations/{new_id()}/messages", headers=KEY, json={"content": "a"}),
     )
     never.set()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < ANSWERED_WITHIN_S
     for response, body in answers:
         assert (response.status, body["code"]) == (503, "unavailable")
         assert int(response.headers["Retry-After"]) >= 1
@@ -336,7 +339,7 @@ async def test_body_that_does_not_arrive_is_given_up(peers: Peers, monkeypatch: 
         b"POST /chat/v1/conversations HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer key-of-one\r\n"
         b'Content-Length: 100\r\n\r\n{"title": '
     )
-    status_line = await asyncio.wait_for(reader.readline(), 5)
+    status_line = await asyncio.wait_for(reader.readline(), PATIENCE_S)
     writer.close()
     assert status_line.startswith(b"HTTP/1.1 400 ")
 
@@ -355,9 +358,9 @@ async def test_client_that_leaves_does_not_stop_what_it_asked_for(peers: Peers, 
     peers.answers[SubmitTurn] = slowly
     path = f"{PREFIX}/conversations/{new_id()}/messages"
     posting = asyncio.ensure_future(session.post(path, headers=KEY, json={"content": "a"}))
-    await asyncio.wait_for(ready.wait(), 5)
+    await asyncio.wait_for(ready.wait(), PATIENCE_S)
     posting.cancel()
-    await asyncio.wait_for(done.wait(), 5)
+    await asyncio.wait_for(done.wait(), PATIENCE_S)
 
 
 async def test_health_readiness_and_metrics(peers: Peers, session: aiohttp.ClientSession) -> None:
@@ -417,8 +420,8 @@ async def test_stopping_replica_sends_streams_elsewhere_and_finishes_whole_answe
             whole = asyncio.ensure_future(client.post(new_id(), "hello"))
             other_id = (await peers.submitted()).run_id
             stop.set()
-            draining = asyncio.ensure_future(peers.http.drain(5))
-            transcript = await asyncio.wait_for(stream.read_all(), 5)
+            draining = asyncio.ensure_future(peers.http.drain(PATIENCE_S))
+            transcript = await asyncio.wait_for(stream.read_all(), PATIENCE_S)
             assert (transcript.last.name, transcript.last.data["after"]) == ("reconnect", "1-3")
             reply = await client.request("GET", "/conversations")
             assert (reply.status, reply.headers["Connection"]) == (503, "close")
@@ -428,11 +431,14 @@ async def test_stopping_replica_sends_streams_elsewhere_and_finishes_whole_answe
                     {"status": "not ready", "problems": ["stopping"]},
                 )
             await peers.frame(started(other_id), delta(other_id, 0, "x"), ended(other_id, 1))
-            assert (await asyncio.wait_for(whole, 5))["output"] == "x"
-            await asyncio.wait_for(draining, 5)
+            assert (await asyncio.wait_for(whole, PATIENCE_S))["output"] == "x"
+            await asyncio.wait_for(draining, PATIENCE_S)
 
 
-async def test_frames_lost_with_the_connection_are_brought_again(backend: Backend) -> None:
+async def test_frames_lost_with_the_connection_are_brought_again(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams_module, "SILENCE_S", 1.0)
     async with fresh_vhost(backend) as vhost:
         if vhost.management is None:
             pytest.skip("only the management API cuts connections")
@@ -450,12 +456,15 @@ async def test_frames_lost_with_the_connection_are_brought_again(backend: Backen
                 while len((await vhost.footprint()).connections) < 6:
                     await asyncio.sleep(0.05)
             await vhost.management.close_connections(vhost.name)
-            async with asyncio.timeout(20):
-                while (message := await peers.told.get()).type != "AttachRun":
-                    pass
-            assert message.offset == 3
-            async with asyncio.timeout(20):
-                while peers.worker.problems():
-                    await asyncio.sleep(0.05)
-            await peers.frame(started(run_id, offset=3), delta(run_id, 3, "def"), ended(run_id, 6))
-            assert (await stream.read_all()).text == "abcdef"
+            reading = asyncio.ensure_future(stream.read_all())
+            while not reading.done():
+                # Asked again if need be: what is answered while some connections are still being cut may be lost.
+                asked = asyncio.ensure_future(peers.attached())
+                await asyncio.wait((asked, reading), return_when=asyncio.FIRST_COMPLETED)
+                if not asked.done():
+                    asked.cancel()
+                    continue
+                assert (await asked).offset == 3
+                with suppress(BrokerError):
+                    await peers.frame(started(run_id, offset=3), delta(run_id, 3, "def"), ended(run_id, 6))
+            assert (await reading).text == "abcdef"

@@ -49,7 +49,8 @@ async def test_frames_that_overtake_the_acceptance_are_kept(
         await peers.frame(started(turn.run_id), delta(turn.run_id, 0, "early"))
         await peers.frame(ended(turn.run_id, 5))
         # Answered only once the frames are there: they travel another way than the reply.
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(PATIENCE_S):
+            await peers.streams._runs[turn.run_id].over.wait()
         return TurnAccepted(run=a_run(turn.run_id))
 
     peers.answers[SubmitTurn] = accept_late
@@ -385,15 +386,22 @@ async def test_run_that_is_read_again_meanwhile_is_not_detached(peers: Peers) ->
 async def test_run_that_nobody_ends_is_not_waited_for_beyond_its_deadline(
     peers: Peers, client: NativeClient, conversation_id: str, monkeypatch: pytest.MonkeyPatch, body: dict[str, bool]
 ) -> None:
+    async def accept_begun(turn: SubmitTurn) -> TurnAccepted:
+        # Its text is here before its time begins to run.
+        await peers.frame(started(turn.run_id), delta(turn.run_id, 0, "abc"))
+        async with asyncio.timeout(PATIENCE_S):
+            while not peers.streams._runs[turn.run_id].text.length:
+                await asyncio.sleep(0.01)
+        return TurnAccepted(run=a_run(turn.run_id))
+
     monkeypatch.setattr(runs_module, "END_MARGIN_S", 0.3)
+    peers.answers[SubmitTurn] = accept_begun
     begun = asyncio.get_running_loop().time()
     if body["stream"]:
         async with client.stream(conversation_id, "hello", deadline_s=1) as stream:
             run_id = (await peers.submitted()).run_id
-            await stream.read_until("run.queued")
-            await peers.frame(started(run_id), delta(run_id, 0, "abc"))
             transcript = await stream.read_all()
-        assert transcript.names == ["run.queued", "run.started", "message.delta", "reconnect"]
+        assert transcript.names == ["run.started", "message.delta", "reconnect"]
         assert transcript.last.data == {"run_id": run_id, "after": "1-3"}
     else:
         path = f"/conversations/{conversation_id}/messages"
@@ -472,7 +480,7 @@ async def test_client_of_http_1_0_gets_the_same_events(peers: Peers) -> None:
     peers.watched(a_run(run_id, status="completed", attempt=1, output="abc"), bases=(0,))
     reader, writer = await asyncio.open_connection("127.0.0.1", peers.port)
     writer.write(f"GET /chat/v1/runs/{run_id}/events HTTP/1.0\r\nAuthorization: Bearer key-of-one\r\n\r\n".encode())
-    raw = await asyncio.wait_for(reader.read(), 5)
+    raw = await asyncio.wait_for(reader.read(), PATIENCE_S)
     writer.close()
     headers, _, body = raw.partition(b"\r\n\r\n")
     assert b"chunked" not in headers.lower()
@@ -505,13 +513,14 @@ async def test_client_that_takes_nothing_is_cut_off_and_can_resume(
     monkeypatch.setattr(responses, "STALL_S", 0.5)
     run_id, text = new_id(), "é" * 2_000_000
     peers.watched(a_run(run_id, status="completed", attempt=1, output=text), bases=(0,))
+    # It is served from before the store is asked.
     _, writer = await _open_slowly(peers, run_id, reads_after_s=None)
     async with asyncio.timeout(PATIENCE_S):
-        while not peers.streams.served:
-            await asyncio.sleep(0.01)
         while peers.streams.served:
             await asyncio.sleep(0.01)
     writer.close()
+    # One that reads has its usual time: it, too, takes nothing while a busy machine does something else.
+    monkeypatch.undo()
     async with client.events(run_id, "1-1999999") as stream:
         stream.transcript.text = text[:-1]
         assert (await stream.read_all()).text == text

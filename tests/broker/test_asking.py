@@ -93,13 +93,12 @@ async def test_subscribers_are_asked_for_their_texts_and_those_who_answer_in_tim
 
         for key, heard in {"one": on_frame, "another": on_frame, "mute": lambda _: None}.items():
             await subscriptions.enter_async_context(api.subscribed(key, heard, lambda: None))
-        began = time.monotonic()
-        texts = await worker.ask_texts(["one", "another", "mute", "gone"], run_id, 3, patience_s=1.0)
-        assert time.monotonic() - began < 2.5
+        async with asyncio.timeout(DEADLINE_S):
+            texts = await worker.ask_texts(["one", "another", "mute", "gone"], run_id, 3, patience_s=2.0)
         assert texts == [SubscriberText(run_id=run_id, attempt=2, text="Hello")] * 2
-        began = time.monotonic()
-        assert len(await worker.ask_texts(["one"], run_id, 3, patience_s=10.0)) == 1
-        assert time.monotonic() - began < 5, "all had answered, and it went on waiting"
+        # When all have answered, it does not go on waiting.
+        async with asyncio.timeout(DEADLINE_S):
+            assert len(await worker.ask_texts(["one"], run_id, 3, patience_s=10 * DEADLINE_S)) == 1
     assert await worker.ask_texts([], run_id, 3, patience_s=10.0) == []
 
 
@@ -214,7 +213,7 @@ async def test_who_cannot_connect_is_told_why_as_soon_as_its_patience_ends() -> 
     with pytest.raises(ExceptionGroup) as caught:
         async with open_broker("amqp://guest:secret@127.0.0.1:1/parley", "cli", patience=0.5):
             pass
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < DEADLINE_S
     [error] = caught.value.exceptions
     assert isinstance(error, BrokerUnavailable)
     assert "within 0.5 s" in str(error)

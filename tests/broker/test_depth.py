@@ -3,14 +3,11 @@
 import asyncio
 import random
 
-import pytest
-
 from shared.broker import open_broker
 from shared.contracts.routes import STORE_RESULTS
 from tests.stack.rooms import Vhost
 
 
-@pytest.mark.timeout(120)
 async def test_question_that_is_given_up_leaves_the_connection_alone_and_its_asker_cancelled(vhost: Vhost) -> None:
     moments = random.Random(5)
     async with open_broker(vhost.amqp_url("parley-store"), "conversation_store") as broker:

@@ -18,6 +18,9 @@ from aiohttp import web
 from tests.fakes import embeddings
 from tests.fakes.script import Script, call, tag_of, token
 
+PATIENCE_S = 30.0
+"""For what is only a hang if it does not come."""
+
 Outcome = Literal["open", "answered", "refused", "cut", "client_left", "server_stopped"]
 """`client_left`: the client closed before the answer was whole."""
 
@@ -142,12 +145,12 @@ class FakeUpstream:
         """The calls whose answers are not over yet."""
         return [request for request in self.received if request.outcome == "open"]
 
-    async def wait_until(self, condition: Callable[[], bool], timeout: float = 10) -> None:
+    async def wait_until(self, condition: Callable[[], bool], timeout: float = PATIENCE_S) -> None:
         """Returns once `condition` holds; it is looked at after every request, token and end. Raises TimeoutError."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(condition)
 
-    async def wait_written(self, tag: str, tokens: int, *, request: int = 0, timeout: float = 10) -> Received:
+    async def wait_written(self, tag: str, tokens: int, *, request: int = 0, timeout: float = PATIENCE_S) -> Received:
         """Waits until request number `request` of `tag` has had `tokens` tokens written to it."""
 
         def written() -> bool:
@@ -157,7 +160,7 @@ class FakeUpstream:
         await self.wait_until(written, timeout)
         return self.requests(tag)[request]
 
-    async def wait_ended(self, tag: str, *, request: int = 0, timeout: float = 10) -> Received:
+    async def wait_ended(self, tag: str, *, request: int = 0, timeout: float = PATIENCE_S) -> Received:
         """Waits until the answer to request number `request` of `tag` is over, however it ended."""
 
         def ended() -> bool:

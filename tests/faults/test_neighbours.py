@@ -89,7 +89,6 @@ async def waits(start_stack: StartStack, row: Row, *, backlog: int, slots: int, 
         await broker.call(DeleteTenant(tenant=crowd))
 
 
-@pytest.mark.timeout(120)
 async def test_neighbour_waits_less_than_two_job_lengths(start_stack: StartStack, row: Row) -> None:
     await waits(start_stack, row, backlog=150, slots=4, probes=5, script=Script(tokens=4, drip_s=0.1))
 

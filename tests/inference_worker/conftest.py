@@ -17,6 +17,9 @@ from tests.fakes.upstream import FakeUpstream
 from tests.inference_worker.reader import Reader
 from tests.stack.rooms import Vhost
 
+PATIENCE_S = 30.0
+"""For what is only a hang if it does not come."""
+
 Decide = Callable[[ClaimRun], Awaitable[ClaimVerdict]]
 Judge = Callable[[Checkpoint], Awaitable[Standings]]
 
@@ -67,7 +70,7 @@ class Stage:
         self.held[progress.run_id] = (progress.attempt, text)
         return len(text)
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 15) -> None:
+    async def until(self, condition: Callable[[], bool], timeout: float = PATIENCE_S) -> None:
         """Returns once `condition` holds; it is looked at after every claim, checkpoint, finish and frame."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(condition)
@@ -98,7 +101,8 @@ class Stage:
             yield
         finally:
             stop.set()
-            async with asyncio.timeout(20):
+            # Longer than it may take over its drain.
+            async with asyncio.timeout(40):
                 await serving
 
     @asynccontextmanager
@@ -130,15 +134,20 @@ class Stage:
             open_broker(self.vhost.amqp_url("parley-worker"), "inference_worker") as broker,
             broker.working(GenerateReply, take, prefetch=1),
         ):
-            async with asyncio.timeout(10):
-                return await taken
+            async with asyncio.timeout(PATIENCE_S):
+                delivery = await taken
+        async with asyncio.timeout(PATIENCE_S):
+            # The broker puts it back after it has let that one go.
+            while not await self.store.depth("inference.jobs"):
+                await asyncio.sleep(0.01)
+        return delivery
 
     async def cut_connections(self, processes: int) -> None:
         """Every connection is cut, those of so many processes: the broker tells of new ones after some seconds only."""
         management = self.vhost.management
         if management is None:
             pytest.skip("only the management API can cut connections")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while len(await management.call("GET", f"vhosts/{self.vhost.name}/connections")) < 2 * processes:
                 await asyncio.sleep(0.2)
         await management.close_connections(self.vhost.name)
@@ -154,7 +163,7 @@ class Stage:
             names = {one["name"]: one.get("user_provided_name", "") for one in found}
             return {name for name, of in names.items() if of.startswith("inference-worker") and not of.startswith(but)}
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while len(before := await connections()) < 2:
                 await asyncio.sleep(0.2)
             for name in before:

@@ -13,17 +13,17 @@ from shared.contracts.problems import ServiceError
 from shared.contracts.sources import Embed
 from tests.fakes import embeddings
 from tests.fakes.upstream import FakeUpstream
-from tests.inference_worker.conftest import Stage
+from tests.inference_worker.conftest import PATIENCE_S, Stage
 
 TEXTS = ("the first text", "another one", "é🙂")
 
 
 async def vectors(stage: Stage, model: str) -> tuple[bytes, ...]:
     """What a worker gives for the texts, once one is there."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
-                return (await stage.store.call(Embed(model=model, texts=TEXTS), timeout=15)).vectors
+                return (await stage.store.call(Embed(model=model, texts=TEXTS), timeout=PATIENCE_S)).vectors
             except Unroutable:
                 await asyncio.sleep(0.05)
 

@@ -56,7 +56,7 @@ class Heard:
 async def hear(provider: OpenAIProvider, asked: GenerateReply) -> Heard:
     heard = Heard()
     try:
-        async with asyncio.timeout(20), aclosing(provider.stream(asked)) as stream:
+        async with asyncio.timeout(90), aclosing(provider.stream(asked)) as stream:
             async for piece in stream:
                 heard.pieces.append(piece)
     except ProviderError as error:
@@ -229,7 +229,7 @@ async def test_passing_trouble_is_told_at_once_however_long_the_server_wants_us_
 ) -> None:
     begun = asyncio.get_running_loop().time()
     heard = await hear(provider, job(Script(tag=f"s{status}", status=status, retry_after="15")))
-    assert asyncio.get_running_loop().time() - begun < 3
+    assert asyncio.get_running_loop().time() - begun < 10
     assert type(heard.error) is error
     assert (heard.error.code, heard.error.retryable) == (code, True)
     assert "refused with" not in str(heard.error)

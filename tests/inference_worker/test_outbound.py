@@ -189,9 +189,12 @@ class Sink:
     readers: dict[str, Reader] = field(default_factory=dict)
     open: asyncio.Event = field(default_factory=asyncio.Event)
     lost: bool = False
+    begun: int = 0
+    """How many frames it was given to send."""
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def send(self, subscriber: str, body: bytes) -> None:
+        self.begun += 1
         await self.open.wait()
         if self.lost:
             raise BrokerUnavailable("away")
@@ -200,11 +203,17 @@ class Sink:
             self.changed.notify_all()
 
     async def until(self, subscriber: str, run_id: str, text: str) -> Reader:
-        async with asyncio.timeout(5), self.changed:
+        async with asyncio.timeout(20), self.changed:
             await self.changed.wait_for(
                 lambda: subscriber in self.readers and self.readers[subscriber].texts.get(run_id) == text
             )
         return self.readers[subscriber]
+
+    async def until_begun(self, frames: int) -> None:
+        """Returns when it has been given so many frames to send."""
+        async with asyncio.timeout(20):
+            while self.begun < frames:
+                await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
@@ -239,7 +248,7 @@ async def test_what_comes_while_a_frame_is_written_is_one_frame() -> None:
         await sink.until("api-1", made.run_id, "")
         sink.open.clear()
         outbound.append(made, "first")
-        await asyncio.sleep(0.02)
+        await sink.until_begun(2)
         outbound.join(other, "api-1", 0)
         for number in range(10):
             outbound.append(made, str(number))
@@ -257,13 +266,13 @@ async def test_answer_waits_while_a_follower_is_far_behind() -> None:
         sink.open.clear()
         assert not outbound.append(unfollowed, "x" * (BACKLOG_CODE_POINTS + 1))
         assert not outbound.append(made, "x")
-        await asyncio.sleep(0.02)
+        await sink.until_begun(1)
         assert outbound.append(made, "x" * (BACKLOG_CODE_POINTS + 1))
         room = asyncio.create_task(outbound.room(made))
         await asyncio.sleep(0.02)
         assert not room.done()
         sink.open.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await room
         await sink.until("api-1", made.run_id, "x" * (BACKLOG_CODE_POINTS + 2))
 
@@ -276,7 +285,7 @@ async def test_frames_are_dropped_while_the_broker_is_away_and_the_answer_is_rea
         sink.lost = True
         for _ in range(8):
             outbound.append(made, "x" * (BACKLOG_CODE_POINTS // 4))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await outbound.room(made)
         sink.lost = False
         sink.readers["api-1"].texts[made.run_id] = "x"
@@ -291,7 +300,7 @@ async def test_heartbeat_names_the_runs_and_how_far_they_are() -> None:
         outbound.append(made, "text")
         outbound.join(other, "api-1", 0)
         await sink.until("api-1", other.run_id, "")
-        async with asyncio.timeout(HEARTBEAT_S + 2), sink.changed:
+        async with asyncio.timeout(HEARTBEAT_S + 20), sink.changed:
             await sink.changed.wait_for(lambda: sink.readers["api-1"].frames[-1].events[-1].type == "worker.alive")
         alive = sink.readers["api-1"].frames[-1].events[-1]
         assert isinstance(alive, WorkerAlive)

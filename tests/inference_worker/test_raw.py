@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from services.inference_worker import generation
 from services.inference_worker.providers import Piece, ProviderError, ProviderFailed, ProviderRefused
 from services.inference_worker.providers.openai import OpenAIProvider, open_openai
 from shared.contracts.jobs import GenerateReply
@@ -33,7 +34,7 @@ def raw(script: Script, *, messages: tuple[dict[str, Any], ...] | None = None, *
 
 
 async def pieces(provider: OpenAIProvider, asked: GenerateReply) -> list[Piece]:
-    async with asyncio.timeout(20), aclosing(provider.stream(asked)) as stream:
+    async with asyncio.timeout(90), aclosing(provider.stream(asked)) as stream:
         return [piece async for piece in stream]
 
 
@@ -181,7 +182,10 @@ async def test_next_attempt_of_a_raw_run_begins_anew_also_where_the_model_could_
     assert request.prefix == ""
 
 
-async def test_plain_answer_to_an_opaque_prompt_is_gone_on_with(stage: Stage, tmp_path: Path) -> None:
+async def test_plain_answer_to_an_opaque_prompt_is_gone_on_with(
+    stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "TEXTS_WAIT_S", 15.0)
     models = tmp_path / "models.toml"
     models.write_text('[models."*"]\ncontinuation = "prefill"\n')
     script = Script(tokens=10, tag="t")

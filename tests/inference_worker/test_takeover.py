@@ -8,8 +8,8 @@ from typing import Literal
 
 import pytest
 
-from services.inference_worker import claims
-from services.inference_worker.checkpoints import PERIOD_S
+from services.conversation_store.turns import LEASE
+from services.inference_worker import checkpoints, claims, generation
 from shared.broker import open_broker
 from shared.contracts.jobs import AttachRun, CancelRun, GenerateReply
 from shared.contracts.resources import Usage
@@ -21,8 +21,9 @@ from tests.inference_worker.reader import Reader
 
 
 @pytest.fixture
-def prefilling(tmp_path: Path) -> Path:
-    """A models file by which every model can go on from the beginning of an answer."""
+def prefilling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A models file by which every model can go on from the beginning of an answer; subscribers have time to answer."""
+    monkeypatch.setattr(generation, "TEXTS_WAIT_S", 15.0)
     path = tmp_path / "models.toml"
     path.write_text('[models."*"]\ncontinuation = "prefill"\nprefill_parameters = { continue_final_message = true }\n')
     return path
@@ -71,18 +72,19 @@ async def test_store_is_told_of_every_run_once_a_second_and_of_new_text_alone(st
         seen = len(stage.checkpoints)
         await stage.until(lambda: len(stage.checkpoints) >= seen + 2)
         passed = asyncio.get_running_loop().time() - begun
+        said_of_idle = progress_of(stage, idle.run_id)
         await stage.upstream.gate("told").allow(10)
         await stage.until(lambda: stage.held[asked.run_id][1] == expected_text(20, "told"))
         for tag in ("told", "silent"):
             await stage.upstream.gate(tag).open()
         await stage.finished(asked.run_id)
         await stage.finished(idle.run_id)
-    assert passed < 2.5 * PERIOD_S
+    assert passed < LEASE.total_seconds(), "it would be taken for dead"
     told = progress_of(stage, asked.run_id)
     assert "".join(run.text for run in told) == script.text[: sum(len(run.text) for run in told)]
     assert {(run.attempt, run.base) for run in told} == {(1, 0)}
-    assert {len(run.text) for run in progress_of(stage, idle.run_id)} - {len(silent.text)} == {0}
-    assert told[-1].tokens in (20, 40)
+    assert {run.text for run in said_of_idle} == {""}
+    assert 20 <= told[-1].tokens <= 40
 
 
 async def test_finished_run_is_named_and_served_until_the_store_says_that_it_is_over(stage: Stage) -> None:
@@ -196,7 +198,7 @@ async def test_text_that_the_store_does_not_hold_is_sent_again(stage: Stage) -> 
 async def test_checkpoint_leaves_at_once_when_the_deliveries_are_lost(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.inference_worker.checkpoints.PERIOD_S", 60.0)
+    monkeypatch.setattr(checkpoints, "PERIOD_S", 60.0)
     asked = job(Script(tag="lost", tokens=10, hold_after=5), deadline_s=60)
     async with stage.worker():
         await stage.store.publish(asked)
@@ -235,7 +237,11 @@ async def test_subscriber_of_an_earlier_attempt_keeps_no_more_than_the_present_o
     assert late.started[asked.run_id] == (2, len(text), script.model)
 
 
-async def test_worker_that_has_just_connected_again_lets_owners_come_first(stage: Stage) -> None:
+async def test_worker_that_has_just_connected_again_lets_owners_come_first(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The broker tells late of the new connections.
+    monkeypatch.setattr(claims, "NEWCOMER_FOR_S", 60.0)
     asked = job(Script())
     taken = asyncio.Event()
     async with AsyncExitStack() as another:
@@ -251,7 +257,7 @@ async def test_worker_that_has_just_connected_again_lets_owners_come_first(stage
             await another.aclose()
             await stage.finished(asked.run_id)
     [claim] = stage.claims
-    assert claims.NEWCOMER_WAIT_S * 1000 <= claim.waited_ms < 4000
+    assert claims.NEWCOMER_WAIT_S * 1000 <= claim.waited_ms < 10_000
 
 
 @pytest.mark.parametrize("prefill", ["continue", "repeat"])
@@ -403,8 +409,9 @@ async def test_text_of_a_subscriber_that_has_left_the_checkpoint_is_not_gone_on_
 
 
 async def test_subscriber_that_does_not_answer_holds_up_an_attempt_for_a_moment_only(
-    stage: Stage, prefilling: Path
+    stage: Stage, prefilling: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(generation, "TEXTS_WAIT_S", 0.3)
     script = Script(tag="mute", tokens=30)
     asked = job(script)
     text = expected_text(10, "mute")
@@ -500,8 +507,12 @@ async def test_usage_of_a_whole_answer_is_the_servers_own(stage: Stage, prefilli
 
 
 async def test_draining_worker_serves_and_checkpoints_and_hands_the_rest_to_the_next(
-    stage: Stage, prefilling: Path
+    stage: Stage, prefilling: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # So that all that is done during the drain takes a small part of it.
+    monkeypatch.setattr(checkpoints, "PERIOD_S", 0.2)
+    # The store has all there is by then, and of the job that was not taken nobody has any text.
+    monkeypatch.setattr(generation, "TEXTS_WAIT_S", 0.3)
     handed, cancelled = Script(tag="handed", tokens=40, hold_after=10), Script(tag="stopped", tokens=40, hold_after=3)
     asked, unwanted = job(handed), job(cancelled)
     text = expected_text(20, "handed")
@@ -528,9 +539,10 @@ async def test_draining_worker_serves_and_checkpoints_and_hands_the_rest_to_the_
             await stage.until(lambda: stage.reader.started[asked.run_id][0] == 2)
             await stage.heard(asked.run_id, handed.text)
             finish = await stage.finished(asked.run_id)
+            passed = asyncio.get_running_loop().time() - handed_back
     assert (finish.output, finish.attempt) == (handed.text, 2)
     assert stage.reader.started[asked.run_id] == (2, len(text), handed.model)
-    assert asyncio.get_running_loop().time() - handed_back < 6
+    assert passed < 15
 
 
 async def test_last_checkpoint_of_a_stop_has_all_the_text_though_another_was_on_its_way(stage: Stage) -> None:

@@ -12,7 +12,7 @@ from tests.stack.client import ApiError, NativeClient, native_client
 from tests.stack.services import Stack
 
 
-async def completed(client: NativeClient, run_id: str, timeout: float = 20) -> dict[str, object]:
+async def completed(client: NativeClient, run_id: str, timeout: float = 40) -> dict[str, object]:
     """The run, once it is completed."""
     async with asyncio.timeout(timeout):
         while (run := await client.run(run_id))["status"] != "completed":
@@ -56,7 +56,7 @@ async def test_conversation_deleted_during_a_run_takes_the_run_with_it(house: St
             await stream.read_text(len(expected_text(10, tag)))
             run_id = stream.transcript.last.data["run_id"]
             assert (await other.request("DELETE", f"/conversations/{conversation_id}")).status == 204
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 await stream.read_all()
         assert stream.transcript.last.name == "run.cancelled"
         # The model server is not asked to go on for nobody.
@@ -100,7 +100,7 @@ async def test_api_that_is_stopped_sends_its_streams_to_the_other_replica(parley
         async with asyncio.TaskGroup() as tasks:
             asking = [tasks.create_task(ask(script)) for script in scripts]
             waiting = tasks.create_task(here.post(conversation_id, "hello", model=whole.model))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 for _ in asking:
                     await streaming.acquire()
             await parley.upstream.wait_written(whole.tag, 5)
@@ -145,7 +145,8 @@ async def test_worker_does_not_wait_longer_than_its_drain_for_an_answer_that_nev
         async with client.stream(conversation_id, "hello", model=script.model) as stream:
             await stream.read_text(len(expected_text(5, tag)))
             leaving.terminate()
-            assert await leaving.wait_exit() == 0
+            # Unless told otherwise, it would give its answers 30 s.
+            assert await leaving.wait_exit(timeout=20) == 0
         assert (await parley.upstream.wait_ended(tag)).outcome == "client_left"
         assert (await client.request("DELETE", f"/conversations/{conversation_id}")).status == 204
     await parley.start("inference_worker").wait_ready()

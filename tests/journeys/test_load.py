@@ -49,7 +49,6 @@ async def test_hundred_streams_at_once_through_several_processes_are_all_exact(h
         assert await metric(worker, "parley_worker_pieces_total"), f"{worker.log.stem} had no part in it"
 
 
-@pytest.mark.timeout(120)
 async def test_five_hundred_turns_leave_their_answers_and_nothing_else(house: Stack, tag: str) -> None:
     management = house.vhost.management
     if management is None:

@@ -110,7 +110,7 @@ async def test_run_past_its_deadline_is_ended_and_says_so(hasty: Stack, tag: str
     async with hasty.client() as client:
         conversation_id = (await client.create_conversation())["id"]
         slow = Script(tag=tag, tokens=100, drip_s=0.2)
-        async with client.stream(conversation_id, "hello", model=slow.model, deadline_s=3) as stream:
+        async with client.stream(conversation_id, "hello", model=slow.model, deadline_s=5) as stream:
             transcript = await stream.read_all()
         run = transcript.last.data["run"]
         assert (run["status"], run["error"]["code"], run["output"]) == (

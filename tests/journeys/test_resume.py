@@ -99,6 +99,10 @@ async def test_readers_at_different_offsets_each_get_exactly_the_rest(
         conversation_id = (await here.create_conversation())["id"]
         run_id = (await here.post(conversation_id, "hello", model=script.model, background=True))["id"]
         await house.upstream.wait_written(tag, 60)
+        # The model server may be asked before the claim is answered, and before that no reader can have any text.
+        async with asyncio.timeout(20):
+            while (await here.run(run_id))["status"] != "running":
+                await asyncio.sleep(0.05)
         offsets = [0, 1, len(held) // 2, *(random.randrange(len(held)) for _ in range(9))]
         joined = asyncio.Semaphore(0)
         following = [

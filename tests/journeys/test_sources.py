@@ -15,7 +15,7 @@ from tests.stack.client import ApiError, Json, NativeClient
 from tests.stack.services import Stack
 
 TALE = Path(__file__).parents[1] / "retrieval" / "texts" / "peter-rabbit.md"
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 def a_file(name: str, content: bytes, **fields: str) -> aiohttp.FormData:

@@ -2,21 +2,25 @@
 
 import asyncio
 
-from tests.fakes.script import Script
+from tests.fakes.script import Script, expected_text
 from tests.stack.services import Stack
 
 
 async def test_stream_opens_with_run_started_and_its_deltas_join_to_the_stored_answer(house: Stack, tag: str) -> None:
-    script = Script(tag=tag, tokens=60, drip_s=0.005)
+    script = Script(tag=tag, tokens=60, hold_after=10)
     async with house.client() as client:
         conversation_id = (await client.create_conversation(title="journey"))["id"]
         async with client.stream(conversation_id, "hello", model=script.model) as stream:
             assert stream.response.headers["Cache-Control"].startswith("no-cache")
+            for tokens in range(10, 60, 10):
+                await stream.read_text(len(expected_text(tokens, tag)))
+                await house.upstream.gate(tag).allow(10)
+            await house.upstream.gate(tag).open()
             transcript = await stream.read_all()
         names = [name for name in transcript.names if name != "run.queued"]
         assert (names[0], names[-1]) == ("run.started", "run.completed")
         assert set(names[1:-1]) == {"message.delta"}
-        assert len(names) > 5, "the answer came in one piece"
+        assert len(names) > 7, "the answer came in one piece"
         deltas = [event.data["text"] for event in transcript.events if event.name == "message.delta"]
         run = transcript.last.data["run"]
         stored = await client.messages(conversation_id)

@@ -27,7 +27,7 @@ async def test_a_stop_asked_for_during_the_start_is_obeyed_at_once(number: signa
                 assert process.returncode is None
         process.send_signal(number)
         # The broker would be waited for 30 s.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             rest = await process.stderr.read()
             assert await process.wait() == 0
     finally:

@@ -12,6 +12,9 @@ import aiohttp
 
 Json = dict[str, Any]
 
+ANSWERED_WITHIN_S = 5.0 + 5.0
+"""The promise to who asks while nobody can answer, and what a busy machine may add to it on the client's side."""
+
 
 @dataclass(frozen=True)
 class Event:

@@ -16,6 +16,9 @@ from infra.rabbitmq.apply import apply, service_users
 from shared.contracts.routes import ROUTES
 from tests.stack.backends import Backend
 
+PATIENCE_S = 30
+"""For what is only a hang if it does not come."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -70,7 +73,7 @@ class Vhost:
             raise RuntimeError("only the management API tells what stands in a vhost")
         return await self.management.footprint(self.name)
 
-    async def assert_back_to(self, baseline: Footprint, timeout: float = 15) -> None:
+    async def assert_back_to(self, baseline: Footprint, timeout: float = PATIENCE_S) -> None:
         """Fails, naming it, if anything is still there beyond the baseline when time runs out."""
         try:
             async with asyncio.timeout(timeout):
@@ -140,7 +143,9 @@ async def fresh_vhost(backend: Backend) -> AsyncIterator[Vhost]:
     name = f"parley-test-{secrets.token_hex(6)}"
     passwords = dict.fromkeys(service_users(), backend.service_password) if backend.owned else {}
     async with AsyncExitStack() as stack:
-        session = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)))
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S))
+        )
         management = Management(session, backend.management_url)
         vhost = Vhost(name, backend, management, passwords)
         stack.push_async_callback(_remove, vhost, management)
@@ -152,7 +157,7 @@ async def fresh_vhost(backend: Backend) -> AsyncIterator[Vhost]:
 async def fresh_database(backend: Backend) -> AsyncIterator[str]:
     """The address of a database that nobody used before; it is dropped afterwards."""
     name = f"parley_test_{secrets.token_hex(6)}"
-    async with pymongo.AsyncMongoClient[dict[str, Any]](backend.mongodb_url, timeoutMS=15_000) as client:
+    async with pymongo.AsyncMongoClient[dict[str, Any]](backend.mongodb_url, timeoutMS=PATIENCE_S * 1000) as client:
         try:
             yield backend.mongodb(name)
         finally:
@@ -171,7 +176,7 @@ async def _remove(vhost: Vhost, management: Management) -> None:
 async def _empty(amqp_url: str) -> None:
     """Deletes the queues that Parley declares by name; those of connections went with them."""
     named = {row.key for row in ROUTES if row.key is not None} | {"chat.dead-letters"}
-    async with await aio_pika.connect(amqp_url, timeout=10) as connection:
+    async with await aio_pika.connect(amqp_url, timeout=PATIENCE_S) as connection:
         channel = await connection.channel()
         for queue in sorted(named):
             # The client's own default, only-if-unused, is an error for quorum queues of RabbitMQ 3.10.

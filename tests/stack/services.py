@@ -28,7 +28,7 @@ Name = Literal["api", "conversation_store", "inference_worker"]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _READY_S = 60
-_STOP_S = 15
+_STOP_S = 30
 _BROKER_USERS: dict[Name, str] = {
     "api": "parley-api",
     "conversation_store": "parley-store",
