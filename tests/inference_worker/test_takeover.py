@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from services.conversation_store.turns import LEASE
+from services.conversation_store.turns.state import LEASE
 from services.inference_worker import checkpoints, claims, generation
 from shared.broker import open_broker
 from shared.contracts.jobs import AttachRun, CancelRun, GenerateReply
