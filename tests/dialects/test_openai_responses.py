@@ -334,6 +334,32 @@ async def test_conversation_holds_its_items_and_those_of_its_responses(
             assert [text_of(item) async for item in listed] == expected
 
 
+async def test_items_that_are_sent_again_with_their_key_are_there_once(client: AsyncOpenAI) -> None:
+    def item(text: str) -> Any:
+        return {"type": "message", "role": "user", "content": text}
+
+    key = {"Idempotency-Key": "a key"}
+    made = [await client.conversations.create(items=[item("One")], extra_headers=key) for _ in range(2)]
+    assert made[0] == made[1]
+    conversation_id = made[0].id
+    added = [
+        await client.conversations.items.create(conversation_id, items=items, extra_headers=key)
+        # As after a request that was broken off half way.
+        for items in ([item("One")], [item("One"), item("Two")])
+    ]
+    assert [one.id for one in added[1].data[:1]] == [one.id for one in added[0].data]
+    with pytest.raises(openai.BadRequestError) as refusal:
+        await client.conversations.items.create(conversation_id, items=[item("Three")], extra_headers=key)
+    assert refusal.value.code == "idempotency_mismatch"
+    await client.conversations.items.create(conversation_id, items=[item("Four")])
+    said = [text_of(one) async for one in client.conversations.items.list(conversation_id, order="asc")]
+    assert said == ["One", "Two", "Four"]
+    other = await client.conversations.create()
+    assert other.id != conversation_id
+    await client.conversations.items.create(other.id, items=[item("One")], extra_headers=key)
+    assert len((await client.conversations.items.list(other.id)).data) == 1
+
+
 async def test_item_is_retrieved_and_deleted_by_itself(client: AsyncOpenAI, house: Stack, tag: str) -> None:
     conversation = await client.conversations.create(items=[{"type": "message", "role": "user", "content": "One"}])
     [item] = (await client.conversations.items.list(conversation.id)).data

@@ -8,6 +8,7 @@ from pydantic import Field, JsonValue, StringConstraints
 
 from services.api.dialects import Answer, Command, Endpoint, Incoming, Steps, asking
 from services.api.dialects.bodies import Lenient, invalid, read_body
+from services.api.dialects.headers import id_of_key, idempotency_key
 from services.api.dialects.openai.answers import ok
 from services.api.dialects.openai.items import Place, items_of, named, place_of, read_input
 from services.api.dialects.openai.paging import PageQuery, bounded, listed, read_known
@@ -53,7 +54,11 @@ def _create_conversation(call: Incoming) -> Command:
 def _create(call: Incoming, metadata: _Metadata, messages: Sequence[InputMessage]) -> Steps:
     made = yield from asking(
         CreateConversation(
-            conversation_id=call.fresh_id, tenant=call.tenant, chatbot_id=None, title=None, metadata={**metadata}
+            conversation_id=id_of_key(call, "conversation") or call.fresh_id,
+            tenant=call.tenant,
+            chatbot_id=None,
+            title=None,
+            metadata={**metadata},
         )
     )
     yield from _record(call, made.id, messages)
@@ -100,12 +105,21 @@ def _add(call: Incoming, id_: str, messages: Sequence[InputMessage]) -> Steps:
 
 
 def _record(call: Incoming, id_: str, messages: Sequence[InputMessage]) -> Generator[Request[Any], Any, Sequence[Turn]]:
-    """Puts each message into the conversation as a turn of its own, so that it can be deleted by itself."""
+    """Puts each message into the conversation as a turn of its own, so that it can be deleted by itself.
+
+    Those that are there already, by the same key, are not put there again.
+    """
+    all_of_them = UUID(id_of_key(call, f"items of {id_}") or call.fresh_id)
     turns: list[Turn] = []
     for n, message in enumerate(messages):
-        run_id = str(uuid5(UUID(call.fresh_id), str(n)))
+        run_id = str(uuid5(all_of_them, str(n)))
         request = RecordTurn(run_id=run_id, tenant=call.tenant, conversation_id=id_, messages=(message,))
-        turns.append((yield from asking(request)))
+        try:
+            turns.append((yield from asking(request)))
+        except ServiceError as refusal:
+            if idempotency_key(call) is None or refusal.problem.code != "invalid_request":
+                raise
+            raise refused("idempotency_mismatch", "This key was used for other items.") from None
     return turns
 
 

@@ -21,7 +21,7 @@ from services.api.dialects import (
     asking,
 )
 from services.api.dialects.bodies import Lenient, end_user, invalid, make, read_body
-from services.api.dialects.headers import idempotency_key
+from services.api.dialects.headers import id_of_key, idempotency_key
 from services.api.dialects.openai.items import id_of, named, read_input
 from services.api.dialects.openai.models import chatbot_named
 from services.api.dialects.openai.response_objects import FOREIGN, Said, request_of
@@ -108,7 +108,7 @@ def _create(call: Incoming, wanted: _Wanted, messages: tuple[InputMessage, ...])
         max_tokens=wanted.max_output_tokens,
         instructions=wanted.instructions or None,
         metadata=wanted.metadata or {},
-        foreign={FOREIGN: said.kept(_id_of_key(call))},
+        foreign={FOREIGN: said.kept(id_of_key(call, "response"))},
         passthrough=_passthrough(wanted),
         idempotency_key=idempotency_key(call),
         end_user=end_user(wanted.user),
@@ -171,7 +171,7 @@ def _is_next(call: Incoming, before: Turn) -> Generator[Request[Any], Any, bool]
             start=(before.number or 0) + 1,
         )
     )
-    key = _id_of_key(call)
+    key = id_of_key(call, "response")
     return not after.data or (key is not None and request_of(after.data[0]) == key)
 
 
@@ -207,13 +207,7 @@ def _answer(turn: Turn) -> str | None:
 
 def _own_conversation(call: Incoming) -> str:
     """The id of the conversation that this request makes: the same one if it is repeated by its key."""
-    return _id_of_key(call) or call.fresh_id
-
-
-def _id_of_key(call: Incoming) -> str | None:
-    """By what a turn is known to have been made by a request with this key; None if it has none."""
-    key = idempotency_key(call)
-    return None if key is None else str(uuid5(UUID(int=0), f"{call.tenant}\n{key}"))
+    return id_of_key(call, "response") or call.fresh_id
 
 
 def conversation_id(given: JsonValue) -> str:
