@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from typing import Annotated, Self
 
 import structlog
@@ -176,8 +176,9 @@ async def serve(settings: StoreSettings, stop: asyncio.Event, *, pace: Pace | No
         endings = Endings(repository, broker, tasks, announcements, jobs, retrieval=retrieval)
         erasures = Erasures(repository, broker, tasks, endings, belongings=(repository.sources.erase,))
         policies = Policies(repository, settings.default_limits)
-        # So that a first message need not wait for this.
-        await policies.of_tenant(DEFAULT_TENANT)
+        # So that a first message need not wait for this, unless the database does not answer just now.
+        with suppress(ServiceError):
+            await policies.of_tenant(DEFAULT_TENANT)
         limits = TurnLimits(repository, policies)
         submissions = Submissions(
             repository,

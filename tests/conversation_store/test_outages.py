@@ -13,9 +13,11 @@ from prometheus_client import REGISTRY
 
 from services.conversation_store.documents.new_turns import Frozen, new_turn
 from services.conversation_store.repository import TurnCommits, connected, migrate, open_repository
+from services.conversation_store.repository.accounts import Accounts
 from services.conversation_store.repository.database import OPERATION_TIMEOUT_MS, READ_TIMEOUT_S
 from services.conversation_store.runs.submission import AT_ONCE
 from services.conversation_store.turns.state import Command, Withdraw
+from shared.contracts import problems
 from shared.contracts.problems import ServiceError
 from shared.contracts.store import GetRun, ListDeadLetters, Ping, SubmitTurn
 from tests.conversation_store.conftest import DEADLINE_S, Surroundings, surrounded
@@ -307,3 +309,16 @@ async def test_results_that_are_being_committed_when_the_store_stops_are_committ
     while len(ended) < len(commands):
         ended += [event["run_id"] for event in (await around.frame())["events"]]
     assert set(ended) == {command.run_id for command in commands}
+
+
+async def test_store_starts_though_the_database_hangs_as_soon_as_it_is_connected(
+    vhost: Vhost, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*_: object) -> None:
+        raise problems.refused("unavailable", "the database does not answer")
+
+    monkeypatch.setattr(Accounts, "tenant_or_tombstone", hang)
+    async with surrounded(vhost, migrated) as around:
+        assert await refused(around, submit_turn()) == "unavailable"
+        monkeypatch.undo()
+        assert (await around.api.call(submit_turn())).run.status == "queued"
