@@ -62,6 +62,11 @@ class Received:
         last = self.messages[-1]
         return str(last["content"]) if last["role"] == "assistant" else ""
 
+    def told(self, since: float) -> str:
+        """When it was open, in seconds after that moment, and how it ended."""
+        ended = "" if self.ended_at is None else f"{self.ended_at - since:.2f}"
+        return f"{self.at - since:.2f}-{ended} s {self.outcome}, {self.tokens_written} tokens"
+
     def overlaps(self, other: "Received") -> bool:
         """Whether both calls were open at one moment."""
         ends = [float("inf") if call.ended_at is None else call.ended_at for call in (self, other)]

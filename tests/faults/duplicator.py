@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import aio_pika
+import aiormq.exceptions
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
 
 from shared.contracts.routes import ROUTES
@@ -16,6 +17,9 @@ from shared.ids import new_id
 _MARK = "x-second-copy"
 _QUEUES = {row.key: row.exchange for row in ROUTES if row.key is not None and row.kind in ("work", "rpc")}
 """Every queue that services share, with the exchange that it is bound to."""
+
+_AWAY = (aiormq.exceptions.AMQPError, aiormq.exceptions.ChannelInvalidStateError, ConnectionError)
+"""What publishing raises while the broker is away."""
 
 _Take = Callable[[AbstractExchange, AbstractIncomingMessage], None]
 
@@ -32,17 +36,21 @@ async def duplicating(amqp_url: str, seed: int, *, share: float, late_s: float) 
     """Within the context, so large a share of all work and requests comes twice, up to `late_s` seconds later.
 
     A second copy is the same but for its message id, as each try of a publisher that got no confirm has one of its own.
+    While the broker is away none are made, and those that are due then are lost.
     """
     draw, copies = random.Random(seed), Copies()
     async with (
-        await aio_pika.connect(amqp_url) as connection,
+        await aio_pika.connect_robust(amqp_url) as connection,
         connection.channel(publisher_confirms=False) as channel,
         asyncio.TaskGroup() as sending,
     ):
 
         async def send(exchange: AbstractExchange, copy: aio_pika.Message, key: str, delay_s: float) -> None:
             await asyncio.sleep(delay_s)
-            await exchange.publish(copy, key, mandatory=False)
+            try:
+                await exchange.publish(copy, key, mandatory=False)
+            except _AWAY:
+                return
             copies.sent[copy.type or ""] += 1
 
         def take(exchange: AbstractExchange, message: AbstractIncomingMessage) -> None:

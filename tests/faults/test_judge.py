@@ -77,6 +77,14 @@ def test_call_that_a_refused_claim_closed_counts_apart() -> None:
     assert verdict.refused_calls == 1
 
 
+def test_call_for_the_second_copy_of_a_job_counts_apart_if_it_was_closed_at_once() -> None:
+    for end, kept in ((2.2, True), (5.0, False)):
+        calls = [call(), call(2.0, end, "client_left")]
+        verdict = judge([history(*WHOLE)], [turn()], calls, jobs_come_twice=True)
+        assert (verdict.problems == []) is kept
+        assert verdict.refused_calls == kept
+
+
 def test_client_that_never_learnt_what_became_of_its_request_is_no_problem() -> None:
     unknown = replace(history(), outcome="info", run_id=None)
     assert judge([unknown], [], []).problems == []
