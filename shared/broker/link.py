@@ -15,6 +15,7 @@ from typing import Any
 import aio_pika
 import structlog
 from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import AMQPChannelError
 from yarl import URL
 
 from shared.broker.errors import BrokerError, BrokerUnavailable, translated
@@ -79,12 +80,22 @@ class Link:
             raise BrokerUnavailable(f"{self._name}: no connection to the broker") from None
 
     async def add(self, set_up: SetUp) -> None:
-        """Runs `set_up` on the present connection, and on every later one. Raises BrokerError if it fails now."""
+        """Runs `set_up` on the present connection, and on every later one. Raises BrokerError if the broker refuses it.
+
+        Where there is no connection, or it breaks over this, the next one is the first to have it.
+        """
         async with self._changing:
             if self._connection is not None:
-                with translated(f"{self._name}: set up"), _told_in_words():
-                    async with asyncio.timeout(SET_UP_TIMEOUT_S):
-                        await set_up(self._connection)
+                give_up = self.breaker()
+                try:
+                    with translated(f"{self._name}: set up"), _told_in_words():
+                        async with asyncio.timeout(SET_UP_TIMEOUT_S):
+                            await set_up(self._connection)
+                except BrokerUnavailable as error:
+                    if isinstance(error.__cause__, AMQPChannelError):
+                        raise
+                    log.warning("broker connection is given up", link=self._name, cause=str(error))
+                    give_up()
             self._set_ups.append(set_up)
 
     def remove(self, set_up: SetUp) -> None:

@@ -9,6 +9,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractQueue
 from yarl import URL
 
 from shared.broker.consuming import Consumer, Incoming, consuming
+from shared.broker.errors import BrokerUnavailable
 from shared.broker.link import SET_UP_TIMEOUT_S, Link, kept
 from shared.broker.topology import declare_exclusive
 from tests.faults.proxy import Proxy
@@ -107,3 +108,36 @@ async def test_a_stop_while_a_broker_falls_silent_in_a_reconnect_takes_seconds(v
                 await silent.wait()
             stopped_at = loop.time()
         assert loop.time() - stopped_at < SET_UP_TIMEOUT_S / 2
+
+
+async def test_what_is_added_as_the_broker_falls_silent_is_set_up_with_the_next_connection(vhost: Vhost) -> None:
+    url, made = URL(vhost.amqp_url("parley-store")), list[AbstractConnection]()
+    async with Proxy(url.host or "", url.port or 0) as proxy:
+        link = Link(str(url.with_host("127.0.0.1").with_port(proxy.port)), "a-process", "testing")
+
+        async def fall_silent_the_first_time(connection: AbstractConnection) -> None:
+            made.append(connection)
+            if len(made) == 1:
+                proxy.black_hole()
+            await link.open_channel(connection)
+
+        async with kept(link, patience=20):
+            await link.add(fall_silent_the_first_time)
+            proxy.heal()
+            async with asyncio.timeout(30):
+                while len(made) < 2 or not link.is_up:
+                    await asyncio.sleep(0.01)
+            assert made[0] is not made[1]
+
+
+async def test_what_the_broker_refuses_to_be_added_is_said(vhost: Vhost) -> None:
+    link = Link(vhost.amqp_url("parley-store"), "a-process", "testing")
+
+    async def consume_what_is_not_there(connection: AbstractConnection) -> None:
+        async with connection.channel(publisher_confirms=False) as channel:
+            await channel.get_queue("not-there")
+
+    async with kept(link, patience=20):
+        with pytest.raises(BrokerUnavailable, match="NOT_FOUND"):
+            await link.add(consume_what_is_not_there)
+        assert link.is_up
