@@ -14,8 +14,6 @@ Turn = Mapping[str, Any]
 
 TERMINAL = frozenset({"completed", "failed", "incomplete", "cancelled"})
 SHOWN_MAX = 12
-REFUSED_WITHIN_S = 1.0
-"""A worker asks the model server and the store at once: so soon it has closed the call if the store refuses."""
 
 
 @dataclass
@@ -60,13 +58,14 @@ def judge(
     ends: Callable[[History], frozenset[str]] = lambda _: frozenset({"completed"}),
     whole: Callable[[History], bool] = lambda _: True,
     append_only: Callable[[History], bool] = lambda _: False,
-    jobs_come_twice: bool = False,
+    copies_refused_within_s: float = 0.0,
 ) -> Verdict:
     """Judges a suite after it has come to rest.
 
     histories: several may be of one run. ends: the states in which a run may end. whole: its client has read it from
-    the first event on. append_only: the run's model goes on from a prefix, so nobody may see a seam. jobs_come_twice:
-    a job's second copy may be refused before its owner has called the model server, or after that owner has died.
+    the first event on. append_only: the run's model goes on from a prefix, so nobody may see a seam.
+    copies_refused_within_s: where jobs come twice, so long a call for a second copy may last until the store refuses
+    it, be it that the run's owner has yet to call, or has ended meanwhile.
     """
     verdict = Verdict()
     by_key: dict[str, list[Turn]] = defaultdict(list)
@@ -98,7 +97,7 @@ def judge(
             continue
         judged.add(turn["_id"])
         _judge_run(verdict, history, turn, by_key[history.key], ends(history))
-        _judge_calls(verdict, history, turn, by_tag[history.script.tag], jobs_come_twice=jobs_come_twice)
+        _judge_calls(verdict, history, turn, by_tag[history.script.tag], copies_refused_within_s)
     verdict.problems += _judge_conversations(by_id.values())
     verdict.longest_pause = max(pauses, default=0.0)
     verdict.p99_pause = percentile(pauses, 0.99)
@@ -169,7 +168,7 @@ def _judge_run(verdict: Verdict, history: History, turn: Turn, same_key: Sequenc
 
 
 def _judge_calls(
-    verdict: Verdict, history: History, turn: Turn, calls: Sequence[Received], *, jobs_come_twice: bool
+    verdict: Verdict, history: History, turn: Turn, calls: Sequence[Received], copies_refused_within_s: float
 ) -> None:
     """At most one call of the model server for each attempt; those that a refused claim closed count apart."""
     verdict.calls += len(calls)
@@ -177,18 +176,15 @@ def _judge_calls(
     if excess <= 0:
         return
     refused = sum(
-        call.outcome == "client_left"
-        and (
-            any(call is not other and call.overlaps(other) for other in calls)
-            or (jobs_come_twice and call.ended_at is not None and call.ended_at - call.at < REFUSED_WITHIN_S)
-        )
+        (call.outcome == "client_left" and any(call is not other and call.overlaps(other) for other in calls))
+        or (call.ended_at is not None and call.ended_at - call.at < copies_refused_within_s)
         for call in calls
     )
     verdict.refused_calls += min(excess, refused)
     if excess > refused:
         shown = ", ".join(call.told(since=calls[0].at) for call in calls)
         verdict.problems.append(f"{history.key}: {len(calls)} calls in {turn['attempt']} attempts ({shown})")
-    if sum(call.outcome == "answered" for call in calls) > turn["attempt"]:
+    if not copies_refused_within_s and sum(call.outcome == "answered" for call in calls) > turn["attempt"]:
         verdict.problems.append(f"{history.key}: more whole answers were paid for than there were attempts")
 
 

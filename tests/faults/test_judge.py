@@ -80,7 +80,7 @@ def test_call_that_a_refused_claim_closed_counts_apart() -> None:
 def test_call_for_the_second_copy_of_a_job_counts_apart_if_it_was_closed_at_once() -> None:
     for end, kept in ((2.2, True), (5.0, False)):
         calls = [call(), call(2.0, end, "client_left")]
-        verdict = judge([history(*WHOLE)], [turn()], calls, jobs_come_twice=True)
+        verdict = judge([history(*WHOLE)], [turn()], calls, copies_refused_within_s=1.0)
         assert (verdict.problems == []) is kept
         assert verdict.refused_calls == kept
 

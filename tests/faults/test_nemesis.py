@@ -185,4 +185,5 @@ async def test_whatever_the_seed_draws(house: OpenHouse, row: Row, seed: int, ta
             parley.supervisor.stay_down(service)
             service.terminate()
             await service.wait_exit()
-    await conclude(parley, row, patient.histories, append_only=goes_on, jobs_come_twice=True)
+    # A copy's claim may wait for a database that is frozen.
+    await conclude(parley, row, patient.histories, append_only=goes_on, copies_refused_within_s=20.0)

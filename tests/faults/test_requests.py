@@ -47,4 +47,4 @@ async def test_messages_come_twice_and_late(house: OpenHouse, row: Row, seed: in
         await asyncio.sleep(3.5)
     row.notes.append(f"second copies: {dict(copies.sent)}")
     assert min(copies.sent[kind] for kind in ("GenerateReply", "FinishRun", "ClaimRun", "SubmitTurn")) > 20
-    await conclude(parley, row, running.patient.histories, append_only=goes_on, jobs_come_twice=True)
+    await conclude(parley, row, running.patient.histories, append_only=goes_on, copies_refused_within_s=1.0)

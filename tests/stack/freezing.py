@@ -7,6 +7,8 @@ import time
 import psutil
 
 _FREEZE_S = 20
+_STILL = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+"""A process that was being killed just then stands still as well."""
 
 
 def freeze(pid: int) -> None:
@@ -29,6 +31,6 @@ def thaw(pid: int) -> None:
 def _stands_still(pid: int) -> bool:
     try:
         threads = psutil.Process(pid).threads()
-        return all(psutil.Process(thread.id).status() == psutil.STATUS_STOPPED for thread in threads)
+        return all(psutil.Process(thread.id).status() in _STILL for thread in threads)
     except psutil.NoSuchProcess:
-        return False  # a thread that has just ended
+        return not psutil.pid_exists(pid)  # else a thread that has just ended
