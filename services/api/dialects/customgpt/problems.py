@@ -1,31 +1,19 @@
 """Refusals in the words of CustomGPT.ai: an envelope whose `data` is always an object with a code and a message."""
 
+from collections.abc import Mapping
+
 import orjson
 
-from services.api.dialects import Answer
+from services.api.dialects import Answer, statuses
 from shared.contracts.problems import ErrorCode, FieldError, Problem
 
-STATUS: dict[ErrorCode, int] = {
-    "invalid_json": 400,
-    "invalid_cursor": 400,
-    "unauthorized": 401,
-    "forbidden": 403,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "conversation_busy": 409,
-    "slug_taken": 409,
-    "idempotency_mismatch": 409,
-    "too_large": 413,
+STATUS: Mapping[ErrorCode, int] = {
+    **statuses.STATUS,
     "unsupported_type": 400,
     "invalid_request": 400,
-    "rate_limited": 429,
+    "idempotency_mismatch": 409,
     # Its clients know of no other status for an answer that could not be had.
-    "provider_refused": 500,
-    "provider_error": 500,
-    "deadline_exceeded": 500,
-    "internal": 500,
-    "overloaded": 503,
-    "unavailable": 503,
+    **dict.fromkeys(("provider_refused", "provider_error", "deadline_exceeded"), 500),
 }
 
 
